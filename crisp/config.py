@@ -152,8 +152,12 @@ class ModelConfig:
 
     arch: str = "vit_small_patch16_224"
     """Name of a timm Vision Transformer."""
-    arch_args: dict[str, int] = field(default_factory=dict)
-    """Sizes that override the named model's (embed_dim, depth, num_heads), for small runs."""
+    embed_dim: int | None = None
+    """Width, where it shall differ from the named model's."""
+    depth: int | None = None
+    """Blocks, where they shall differ from the named model's."""
+    num_heads: int | None = None
+    """Attention heads, where they shall differ from the named model's."""
     drop_path: float = 0.1
     """Stochastic depth of the last block (linear in depth), student only."""
     shared_norm: bool = False
@@ -175,9 +179,12 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         _require(0 <= self.drop_path < 1, f"model.drop_path={self.drop_path}: must lie in [0, 1)")
-        known = {"embed_dim", "depth", "num_heads"}
-        unknown = sorted(set(self.arch_args) - known)
-        _require(not unknown, f"model.arch_args={unknown}: unknown; the sizes are {sorted(known)}")
+
+    @property
+    def arch_args(self) -> dict[str, int]:
+        """The sizes that override the named model's, as timm takes them."""
+        sizes = {"embed_dim": self.embed_dim, "depth": self.depth, "num_heads": self.num_heads}
+        return {name: size for name, size in sizes.items() if size is not None}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -252,6 +259,10 @@ class OptimConfig:
     """Linear warm-up of the learning rate from 0."""
     weight_decay: tuple[float, float] = (0.04, 0.4)
     """Weight decay at the start and at the end (cosine); none on biases and 1-D parameters."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """AdamW's momenta."""
+    eps: float = 1e-8
+    """AdamW's ε."""
     clip_norm: float = 3.0
     """Largest gradient norm of each tensor; 0: no clipping."""
     freeze_last_layer_epochs: int = 1

@@ -1,7 +1,7 @@
 """The one exception for a user's mistake: the command line prints it as a single line, without a traceback."""
 
 
-class CrispError(ValueError):
+class CrispError(Exception):
     """A mistake that the user can mend.
 
     The message is one line: the value, the cause and the remedy, e.g.

@@ -1,0 +1,7 @@
+"""`python -m crisp` is the `crisp` command."""
+
+import sys
+
+from crisp.cli import main
+
+sys.exit(main())

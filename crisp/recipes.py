@@ -1,4 +1,4 @@
-"""Named runs. A recipe is a function that returns a `TrainConfig`; every field can be overridden on the command line."""
+"""Named runs: a recipe is a function that returns a `TrainConfig`, and the command line can override every field."""
 
 from collections.abc import Callable
 from dataclasses import replace

@@ -1,0 +1,138 @@
+"""The `crisp` command. Nothing heavy is imported until a command has been chosen."""
+
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from crisp import __version__
+from crisp.errors import CrispError
+
+
+def _shard(args: Sequence[str]) -> None:
+    import tyro
+
+    from crisp.shard_imagenet.config import ShardConfig
+
+    config = tyro.cli(ShardConfig, args=args, prog="crisp shard", description=COMMANDS["shard"].help)
+    from crisp.shard_imagenet.command import main as shard
+
+    shard(config)
+
+
+def _train(args: Sequence[str]) -> None:
+    from crisp.recipes import RECIPES
+
+    if not args or args[0] in ("-h", "--help"):
+        rows = {name: (recipe.__doc__ or "").splitlines()[0] for name, recipe in RECIPES.items()}
+        print(
+            "usage: crisp train RECIPE [--field value …]\n"
+            "       crisp train --resume RUN [--field value …]\n\n"
+            f"{_table(rows)}\n\n'crisp train RECIPE --help' lists the fields and this recipe's values."
+        )
+        return
+    import tyro
+
+    from crisp.config import TrainConfig
+    from crisp.recipes import recipe_named
+    from crisp.runs import check_resumable, read_run_config
+
+    def parse(default: TrainConfig, rest: Sequence[str], prog: str) -> TrainConfig:
+        return tyro.cli(TrainConfig, default=default, args=rest, prog=prog)
+
+    resume = args[0] == "--resume"
+    if resume:
+        if len(args) < 2:
+            raise CrispError("--resume: no run given; name its folder, as in 'crisp train --resume runs/vits16'")
+        written = read_run_config(Path(args[1]))
+        config = parse(written, args[2:], f"crisp train --resume {args[1]}")
+        check_resumable(written, config)
+    else:
+        config = parse(recipe_named(args[0]), args[1:], f"crisp train {args[0]}")
+    from crisp.trainer import train
+
+    train(config, resume=resume)
+
+
+def _bench(args: Sequence[str]) -> None:
+    import importlib
+
+    if not args or args[0] in ("-h", "--help"):
+        print("usage: crisp bench NAME [--field value …]\n\n" + _table(BENCHMARKS))
+        return
+    if args[0] not in BENCHMARKS:
+        raise CrispError(f"bench {args[0]!r}: there is no such benchmark; choose one of {', '.join(BENCHMARKS)}")
+    module = importlib.import_module(f"crisp.benchmarks.{args[0]}")
+    module.main(args[1:])
+
+
+def _demo(args: Sequence[str]) -> None:
+    import tyro
+
+    from crisp.demo import DemoConfig
+
+    config = tyro.cli(DemoConfig, args=args, prog="crisp demo", description=COMMANDS["demo"].help)
+    from crisp.demo import main as demo
+
+    demo(config)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Command:
+    """A command's line in the help, and what it runs."""
+
+    help: str
+    run: Callable[[Sequence[str]], None]
+
+
+COMMANDS = {
+    "shard": Command(help="turn a folder of images into WebDataset shards with an index", run=_shard),
+    "bench": Command(help="measure the loader and its parts on this machine", run=_bench),
+    "train": Command(help="pre-train a recipe, or resume a run", run=_train),
+    "demo": Command(help="the whole chain on a few hundred small photographs, in minutes", run=_demo),
+}
+
+BENCHMARKS = {
+    "loader": "samples per second of each renderer against a torchvision/PIL loader",
+    "plan": "milliseconds to draw a batch: order, crops, colours, block masks",
+    "warp": "region discovery and warping: torch form, and Triton where there is a GPU",
+}
+
+
+def _table(rows: dict[str, str]) -> str:
+    width = max(map(len, rows))
+    return "\n".join(f"  {name:<{width}}  {text}" for name, text in rows.items())
+
+
+def _help() -> str:
+    return (
+        f"crisp {__version__}: self-supervised pre-training of Vision Transformers with region-level consistency\n\n"
+        "usage: crisp COMMAND …\n\n"
+        + _table({name: command.help for name, command in COMMANDS.items()})
+        + "\n\n'crisp COMMAND --help' lists a command's fields. Start with 'crisp demo'."
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit status: 0, 1 after a user's mistake, 2 for a wrong command line."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    if not args or args[0] in ("-h", "--help"):
+        print(_help())
+        return 0
+    if args[0] == "--version":
+        print(f"crisp {__version__}")
+        return 0
+    if args[0] not in COMMANDS:
+        print(f"crisp: {args[0]!r} is not a command; choose one of {', '.join(COMMANDS)}", file=sys.stderr)
+        return 2
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    try:
+        COMMANDS[args[0]].run(args[1:])
+    except CrispError as error:
+        print(f"crisp {args[0]}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"crisp {args[0]}: interrupted", file=sys.stderr)
+        return 130
+    return 0

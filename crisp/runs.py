@@ -1,0 +1,81 @@
+"""A run's folder: its config, and what a resumed run may change.
+
+RUN/config.json  metrics.jsonl  tensorboard/  checkpoints/step-N/
+"""
+
+import dataclasses
+import json
+from pathlib import Path
+
+from crisp.config import TrainConfig, to_json, train_config_from_json
+from crisp.errors import CrispError
+
+CONFIG_FILE = "config.json"
+CHECKPOINTS = "checkpoints"
+
+# What changes neither a sample nor a weight: only these may differ between a run and its continuation.
+FREE_ON_RESUME = {
+    "run", "device", "log_every", "checkpoint_every", "keep_checkpoints",
+    "data.shards", "data.renderer", "data.threads", "data.prefetch_batches", "data.verify_checksums",
+}  # fmt: skip
+
+
+def create_run(config: TrainConfig) -> Path:
+    """Make the folder of a new run and write its config.
+
+    Raises:
+        CrispError: it already holds a run.
+    """
+    run = config.run_folder
+    if (run / CONFIG_FILE).exists():
+        raise CrispError(
+            f"{run}: already holds a run; continue it with 'crisp train --resume {run}', or choose another folder "
+            f"with --run"
+        )
+    run.mkdir(parents=True, exist_ok=True)
+    partial = run / f".{CONFIG_FILE}.partial"
+    partial.write_text(json.dumps(to_json(config), indent=2) + "\n")
+    partial.rename(run / CONFIG_FILE)
+    return run
+
+
+def read_run_config(run: Path) -> TrainConfig:
+    """The config of a run, with `run` set to where it is now.
+
+    Raises:
+        CrispError: not a run's folder.
+    """
+    path = run / CONFIG_FILE
+    if not path.is_file():
+        raise CrispError(f"{run}: no {CONFIG_FILE}, so not the folder of a run; give one that 'crisp train' wrote")
+    try:
+        config = train_config_from_json(json.loads(path.read_text()))
+    except (json.JSONDecodeError, TypeError) as error:
+        raise CrispError(f"{path}: not a config ({error}); restore it from a copy") from error
+    return dataclasses.replace(config, run=run)
+
+
+def _leaves(config: object, prefix: str = "") -> dict[str, object]:
+    leaves: dict[str, object] = {}
+    for field in dataclasses.fields(config):  # type: ignore[arg-type]
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            leaves |= _leaves(value, f"{prefix}{field.name}.")
+        else:
+            leaves[f"{prefix}{field.name}"] = value
+    return leaves
+
+
+def check_resumable(written: TrainConfig, asked: TrainConfig) -> None:
+    """Refuse a continuation that would be another run.
+
+    Raises:
+        CrispError: a field that samples or weights depend on differs.
+    """
+    before, now = _leaves(written), _leaves(asked)
+    for name, value in now.items():
+        if name not in FREE_ON_RESUME and before[name] != value:
+            raise CrispError(
+                f"{name}={value}: the run has {before[name]} and cannot be continued with another value; "
+                f"leave it, or start a new run"
+            )

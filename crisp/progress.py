@@ -1,0 +1,59 @@
+"""What a run shows while it goes on: a bar on a terminal, plain lines in a log file."""
+
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+
+def describe(values: dict[str, Any]) -> str:
+    """One line of figures, under 80 columns with the bar above it."""
+    return (
+        f"epoch {values['epoch']:>3}  loss {values['loss']:6.3f} = cls {values['loss_cls']:.3f} "
+        f"+ patch {values['loss_patch']:.3f} + region {values['loss_region']:.3f}"
+    )
+
+
+def describe_rates(values: dict[str, Any]) -> str:
+    """The second line: how fast, and how much of the step was waiting for data."""
+    return (
+        f"{values['images_per_s']:7.1f} img/s  data wait {values['data_wait_share']:4.0%}  "
+        f"regions valid {values['region_valid_frac']:4.0%}  lr {values['learning_rate']:.2e}"
+    )
+
+
+class TrainProgress:
+    """Shows the figures of each logged step; a silent one for ranks that don't print."""
+
+    def __init__(self, *, steps: int, first_step: int, silent: bool) -> None:
+        self._steps, self._silent = steps, silent
+        self._console = Console(stderr=True, quiet=silent)
+        self._bar = Progress(
+            TextColumn("step"), MofNCompleteColumn(), BarColumn(bar_width=None), TimeRemainingColumn(),
+            TextColumn("\n{task.fields[figures]}"),
+            console=self._console, disable=silent or not self._console.is_terminal,
+        )  # fmt: skip
+        self._task = self._bar.add_task("train", total=steps, completed=first_step, figures="")
+
+    def __enter__(self) -> "TrainProgress":
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+    def advance(self, step: int) -> None:
+        """A step is done."""
+        self._bar.update(self._task, completed=step)
+
+    def show(self, values: dict[str, Any]) -> None:
+        """Figures of a logged step."""
+        if self._console.is_terminal:
+            self._bar.update(self._task, figures=f"{describe(values)}\n{describe_rates(values)}")
+        elif not self._silent:
+            width = len(str(self._steps))
+            line = f"step {values['step']:>{width}}/{self._steps}  {describe(values)}  {describe_rates(values)}"
+            self._console.print(line, soft_wrap=True, highlight=False)

@@ -93,7 +93,9 @@ class TrainLoader:
     The state counts batches handed out, not those rendered ahead. Iterating again continues from there.
     """
 
-    def __init__(self, stream: BatchStream, layout: EpochLayout, *, renderer: str, batch_size: int) -> None:
+    def __init__(
+        self, stream: BatchStream, layout: EpochLayout, *, renderer: str, batch_size: int, fingerprint: str
+    ) -> None:
         self._stream = stream
         self._step = 0
         self.steps_per_epoch = layout.steps_per_epoch
@@ -101,6 +103,8 @@ class TrainLoader:
         """Name of the renderer in use: cpu, dali-cpu or dali-gpu"""
         self.batch_size = batch_size
         """Images of this rank per step"""
+        self.fingerprint = fingerprint
+        """Identifies the data: the shard index's fingerprint"""
 
     def __iter__(self) -> Iterator[Batch]:
         for batch in self._stream.batches(self._step):
@@ -178,4 +182,10 @@ def build_train_loader(
         "renderer %s (data.renderer=%s, device %s), %d threads, %d images per step of this rank",
         chosen, config.data.renderer, device, threads, source.batch_size,
     )  # fmt: skip
-    return TrainLoader(stream, source.layout, renderer=chosen, batch_size=source.batch_size)
+    return TrainLoader(
+        stream,
+        source.layout,
+        renderer=chosen,
+        batch_size=source.batch_size,
+        fingerprint=shards.manifest.index_fingerprint,
+    )

@@ -1,0 +1,178 @@
+"""The backbone: a timm Vision Transformer with a mask token, one final norm per token kind, and any patch grid.
+
+Parameter names are timm's (`patch_embed.proj`, `cls_token`, `pos_embed`, `blocks.i`), which are also iBOT's.
+Axes: B images, n patches, D width.
+"""
+
+import difflib
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import timm
+import torch
+from timm.layers import Attention
+from timm.models import vision_transformer as timm_vit
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from crisp.config import ModelConfig
+from crisp.errors import CrispError
+
+LAYER_NORM_EPS = 1e-6
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Tokens:
+    """What the backbone makes of B images."""
+
+    cls: Tensor
+    """[B, D] after the CLS norm"""
+    patches: Tensor
+    """[B, n, D] after the patch norm, row by row"""
+    raw_patches: Tensor
+    """[B, n, D] before it"""
+
+
+class VisionTransformer(nn.Module):
+    """A plain ViT by its timm name, initialised as iBOT does (trunc-normal .02; patch projection as PyTorch's).
+
+    Args:
+        config: name, sizes, whether the final norm is shared, how position embeddings are resized.
+        image_px: side of the images whose patch grid the position embeddings are made for.
+        patch_px: side of a patch, which must be the named model's.
+        drop_path: stochastic depth of the last block, linear in depth from 0.
+
+    Raises:
+        CrispError: a name that timm does not have, one that is no plain ViT, or sizes that do not fit.
+    """
+
+    def __init__(self, config: ModelConfig, *, image_px: int, patch_px: int, drop_path: float) -> None:
+        super().__init__()
+        vit = _create_plain_vit(config, image_px=image_px, patch_px=patch_px, drop_path=drop_path)
+        self.patch_px = patch_px
+        self.position_resize = config.position_resize
+        self.base_grid: tuple[int, int] = vit.patch_embed.grid_size
+        self.dim: int = vit.embed_dim
+        self.num_heads: int = vit.blocks[0].attn.num_heads
+
+        self.patch_embed = vit.patch_embed
+        self.cls_token = vit.cls_token  # [1, 1, D]
+        self.pos_embed = vit.pos_embed  # [1, 1+n, D]
+        self.blocks = vit.blocks
+        nn.init.trunc_normal_(self.cls_token, std=0.02)  # timm draws 1e-6
+        # two-dimensional, so that weight decay reaches it as it reaches the CLS token and the position embedding
+        self.mask_token = nn.Parameter(torch.zeros(1, self.dim))
+        self.norm_cls = nn.LayerNorm(self.dim, eps=LAYER_NORM_EPS)
+        self.norm_patch = self.norm_cls if config.shared_norm else nn.LayerNorm(self.dim, eps=LAYER_NORM_EPS)
+
+    def forward(self, images: Tensor, masks: Tensor | None = None) -> Tokens:
+        """All tokens of the last block.
+
+        Args:
+            images: [B, 3, H, W], sides divisible by the patch.
+            masks: [B, n] bool, True where a patch is replaced by the mask token.
+        """
+        x = self._run_blocks(self._embed(images, masks))
+        raw_patches = x[:, 1:]
+        return Tokens(cls=self.norm_cls(x[:, 0]), patches=self.norm_patch(raw_patches), raw_patches=raw_patches)
+
+    def forward_cls(self, images: Tensor) -> Tensor:
+        """The CLS token alone, [B, 3, H, W] → [B, D]: all that the loss wants of a local view."""
+        return self.norm_cls(self._run_blocks(self._embed(images))[:, 0])
+
+    def forward_last_blocks(self, images: Tensor, *, blocks: int, norm: Literal["patch", "raw"] = "patch") -> Tensor:
+        """Patch tokens averaged over the last `blocks` blocks (paper, 3.1), [B, 3, H, W] → [B, n, D].
+
+        Args:
+            images: [B, 3, H, W], sides divisible by the patch.
+            blocks: M, from 1 to the depth.
+            norm: take each block's patches through the patch norm, or as they are.
+        """
+        assert 1 <= blocks <= len(self.blocks), f"{blocks} of {len(self.blocks)} blocks"
+        x = self._embed(images)
+        first = len(self.blocks) - blocks
+        taken = []
+        for depth, block in enumerate(self.blocks):
+            x = block(x)
+            if depth >= first:
+                taken.append(self.norm_patch(x[:, 1:]) if norm == "patch" else x[:, 1:])
+        return torch.stack(taken).mean(0)
+
+    def _run_blocks(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+    def _embed(self, images: Tensor, masks: Tensor | None = None) -> Tensor:
+        """[B, 3, H, W] → [B, 1+n, D]; a masked patch keeps its position embedding."""
+        height, width = images.shape[-2:]
+        assert height % self.patch_px == width % self.patch_px == 0, f"{height}×{width} px"
+        patches = self.patch_embed.proj(images.to(self.pos_embed.dtype)).flatten(2).transpose(1, 2)  # [B, n, D]
+        if masks is not None:
+            patches = torch.where(masks[..., None], self.mask_token, patches)
+        cls, position = self.cls_token.expand(len(images), -1, -1), self._positions(height, width)
+        return torch.cat([cls, patches], dim=1) + position
+
+    def _positions(self, height_px: int, width_px: int) -> Tensor:
+        """Position embeddings [1, 1+n, D] of an image's grid, bicubic from the base grid."""
+        grid = (height_px // self.patch_px, width_px // self.patch_px)
+        if grid == self.base_grid:
+            return self.pos_embed
+        base = self.pos_embed[:, 1:].unflatten(1, self.base_grid).permute(0, 3, 1, 2)  # [1, D, rows, columns]
+        if self.position_resize == "scale":
+            # the .1 keeps the floor of base · scale at the grid, and enters the sampling positions too
+            scale = ((grid[0] + 0.1) / self.base_grid[0], (grid[1] + 0.1) / self.base_grid[1])
+            resized = F.interpolate(base, scale_factor=scale, mode="bicubic")
+        else:
+            resized = F.interpolate(base, size=grid, mode="bicubic")
+        return torch.cat([self.pos_embed[:, :1], resized.flatten(2).transpose(1, 2)], dim=1)
+
+
+def set_fused_attention(module: nn.Module, fused: bool) -> None:
+    """Choose torch's fused attention, or three plain operations, for every block.
+
+    Fused is the right one on CUDA. On the CPU its backward pass in bfloat16 is 2.5 to 6 times slower than the plain
+    form's.
+    """
+    for part in module.modules():
+        if isinstance(part, Attention):
+            part.fused_attn = fused
+
+
+def _create_plain_vit(config: ModelConfig, *, image_px: int, patch_px: int, drop_path: float) -> Any:
+    """timm's model, refused where it has a part that this backbone does not run."""
+    plain = f"model.arch={config.arch}: {{}}; name a plain ViT such as vit_small_patch16_224"
+    if not timm.is_model(config.arch):
+        near = difflib.get_close_matches(config.arch, timm.list_models("vit_*"), n=1)
+        hint = f"did you mean {near[0]}?" if near else "see timm.list_models('vit_*')"
+        raise CrispError(f"model.arch={config.arch}: timm has no such model; {hint}")
+    if timm.models.model_entrypoint(config.arch).__module__ != timm_vit.__name__:
+        raise CrispError(plain.format("not a Vision Transformer"))
+    try:
+        vit = timm.create_model(
+            config.arch,
+            pretrained=False,
+            num_classes=0,
+            img_size=image_px,
+            drop_path_rate=drop_path,
+            **config.arch_args,
+        )
+    except AssertionError as error:  # timm's checks of sizes against each other
+        sizes = ", ".join(f"model.{name}={size}" for name, size in config.arch_args.items())
+        raise CrispError(f"{sizes}: {error}; change them") from error
+    unwanted = {
+        "no CLS token": vit.cls_token is None,
+        "register tokens": vit.num_reg_tokens > 0,
+        "no learned position embedding of the CLS token": vit.pos_embed is None or vit.no_embed_class,
+        "a norm before its blocks": not all(isinstance(n, nn.Identity) for n in (vit.norm_pre, vit.patch_embed.norm)),
+        "blocks of another kind": not all(type(b) is timm_vit.Block for b in vit.blocks),
+    }
+    for what, present in unwanted.items():
+        if present:
+            raise CrispError(plain.format(f"it has {what}"))
+    if vit.patch_embed.patch_size != (patch_px, patch_px):
+        raise CrispError(
+            f"views.patch_px={patch_px}: model.arch={config.arch} has patches of {vit.patch_embed.patch_size[0]}; "
+            f"change one of the two"
+        )
+    return vit

@@ -1,0 +1,74 @@
+"""Compiles the region kernels for GPUs that need not be there; run as a program by test_triton_compile.py.
+
+A process of its own, since Triton decides once, when a kernel is defined, whether it is compiled or interpreted.
+Prints one JSON object: {"<kernel>-<variant>-sm_<arch>": {"target": the PTX's, "cubin_starts_with": four bytes}}.
+"""
+
+import json
+import re
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from crisp.ops import regions_torch, regions_triton
+
+ARCHITECTURES = (80, 90, 100)
+GRIDS = {"14to14": (14, 14), "14to6": (14, 6), "32to14": (32, 14)}
+
+DISCOVER_TYPES = {
+    "seeds": "*i64",
+    "regions": "*i1",
+    "threshold": "fp32",
+    **dict.fromkeys(("K", "N", "D", "stride_b", "stride_n", "stride_d"), "i32"),
+}
+DISCOVER_CONSTANTS = {
+    "MIN_NORM": regions_torch.MIN_NORM,
+    "BLOCK_N": regions_triton.DISCOVER_BLOCK_N,
+    "BLOCK_D": regions_triton.DISCOVER_BLOCK_D,
+}
+ALIGNED = ("tokens", "seeds", "regions", "D", "stride_b", "stride_n")
+WARP_TYPES = {
+    "regions": "*i1",
+    "view_from_reference": "*fp32",
+    "view_regions": "*i1",
+    "counts": "*i32",
+    **dict.fromkeys(("B", "K", "patch_px"), "i32"),
+}
+
+
+def source(kernel, types: dict[str, str], constants: dict[str, float], aligned: tuple[str, ...] = ()) -> ASTSource:
+    """A kernel with the types and constants that a launch would give it; `aligned` are multiples of 16."""
+    signature = {name: "constexpr" if name in constants else types[name] for name in kernel.arg_names}
+    attributes = {(kernel.arg_names.index(name),): [["tt.divisibility", 16]] for name in aligned}
+    return ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=attributes)
+
+
+def sources() -> dict[str, ASTSource]:
+    """Every token type, with tokens that lie row by row as a ViT gives them and with any strides; every grid."""
+    discover, result = regions_triton.discover_kernel, {}
+    for dtype in ("bf16", "fp16", "fp32"):
+        types = {"tokens": f"*{dtype}", **DISCOVER_TYPES}
+        rows = {**DISCOVER_CONSTANTS, "stride_d": 1, "K": 1}  # a launch makes constants of arguments that are 1
+        result[f"discover-{dtype}-rows"] = source(discover, types, rows, ALIGNED)
+        result[f"discover-{dtype}-strided"] = source(discover, types, DISCOVER_CONSTANTS)
+    for name, (reference_grid, view_grid) in GRIDS.items():
+        block = triton.next_power_of_2(view_grid**2)
+        grids = {"REFERENCE_GRID": reference_grid, "VIEW_GRID": view_grid, "BLOCK": block}
+        result[f"warp-{name}"] = source(regions_triton.warp_centre_kernel, WARP_TYPES, grids)
+    return result
+
+
+def main() -> None:
+    compiled = {}
+    for name, kernel_source in sources().items():
+        for arch in ARCHITECTURES:
+            binary = triton.compile(kernel_source, target=GPUTarget("cuda", arch, 32)).asm
+            target = re.search(r"^\.target (\w+)", binary["ptx"], re.MULTILINE)
+            assert target is not None
+            compiled[f"{name}-sm_{arch}"] = {"target": target[1], "cubin_starts_with": binary["cubin"][:4].hex()}
+    print(json.dumps(compiled))
+
+
+if __name__ == "__main__":
+    main()

@@ -133,7 +133,7 @@ def open_shards(folder: Path) -> tuple[Manifest, NDArray[np.void]]:
             raise CrispError(f"{folder}: no {name}, so not a folder of shards; write one with 'crisp shard SOURCE OUT'")
     try:
         manifest = Manifest.from_json(json.loads((folder / MANIFEST_FILE).read_text()))
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
         raise CrispError(f"{folder / MANIFEST_FILE}: not a manifest ({error!r}); shard the source again") from error
     if manifest.version != FORMAT_VERSION:
         raise CrispError(
@@ -143,7 +143,7 @@ def open_shards(folder: Path) -> tuple[Manifest, NDArray[np.void]]:
     remedy = "it was changed after the manifest was written; restore it or shard the source again"
     try:
         index = np.load(folder / INDEX_FILE, mmap_mode="r", allow_pickle=False)
-    except ValueError as error:
+    except (ValueError, EOFError) as error:
         raise CrispError(f"{folder / INDEX_FILE}: not a readable index ({error}); {remedy}") from error
     if index.dtype != INDEX_DTYPE or index.shape != (manifest.samples,):
         raise CrispError(

@@ -23,7 +23,7 @@ class MetricsWriter:
             replacement.write_text("".join(kept))
             replacement.replace(path)
         self._file = path.open("a")
-        self._events = SummaryWriter(str(run / "tensorboard"), purge_step=from_step + 1)  # type: ignore[no-untyped-call]
+        self._events = SummaryWriter(str(run / "tensorboard"), purge_step=from_step + 1)
 
     def write(self, values: dict[str, Any]) -> None:
         """One line; `values` holds step and numbers."""
@@ -31,12 +31,12 @@ class MetricsWriter:
         self._file.flush()
         for name, value in values.items():
             if name != "step":
-                self._events.add_scalar(name, value, values["step"])  # type: ignore[no-untyped-call]
+                self._events.add_scalar(name, value, values["step"])
 
     def close(self) -> None:
         """Flush both."""
         self._file.close()
-        self._events.close()  # type: ignore[no-untyped-call]
+        self._events.close()
 
 
 def _whole_lines(path: Path) -> list[str]:

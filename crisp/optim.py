@@ -14,7 +14,8 @@ def build_optimizer(student: nn.Module, config: OptimConfig, *, device: torch.de
 
     Learning rate and weight decay are set by `apply_schedule` before each step.
     """
-    decayed, plain = [], []
+    decayed: list[nn.Parameter] = []
+    plain: list[nn.Parameter] = []
     for name, parameter in student.named_parameters():
         if parameter.requires_grad:
             (plain if parameter.ndim <= 1 or name.endswith(".bias") else decayed).append(parameter)

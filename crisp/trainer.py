@@ -62,8 +62,10 @@ class StepMetrics:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ViewRegions:
-    """The batch's regions in the two global views."""
+    """The batch's regions, and where the two global views show them."""
 
+    reference: Tensor
+    """[B, K, N] bool"""
     masks: Tensor
     """[2, B, K, n] bool"""
     counts: Tensor
@@ -137,7 +139,7 @@ def find_regions(networks: StudentTeacher, batch: Batch, config: TrainConfig) ->
         min_coverage=config.region.min_coverage,
     )
     valid = visible_in_both(warped.view_regions, min_patches=config.region.min_patches)
-    return ViewRegions(masks=warped.view_regions, counts=warped.counts, valid=valid)
+    return ViewRegions(reference=warped.regions, masks=warped.view_regions, counts=warped.counts, valid=valid)
 
 
 def _region_sums(regions: ViewRegions | None, batch: Batch) -> Tensor:

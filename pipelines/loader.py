@@ -60,9 +60,8 @@ class PrefetchedCpuRenderer:
         item: Batch | BaseException
         while not stop.is_set():
             try:
-                item = self._renderer.render(self._source(step))
-                if self._device.type == "cuda":
-                    item = item.to(self._device, non_blocking=True)
+                batch = self._renderer.render(self._source(step))
+                item = batch.to(self._device, non_blocking=True)  # itself where it is there already
             except BaseException as error:  # noqa: BLE001  handed to the consumer, which raises it
                 item = error
             while not stop.is_set():

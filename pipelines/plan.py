@@ -1,9 +1,21 @@
-"""Every random draw of a sample, as a pure function of (seed, epoch, sample)."""
+"""Every random draw of a sample, as a pure function of (seed, epoch, sample).
+
+A view's draws have their own fixed addresses (`crisp.philox`): nothing depends on the batch, the rank, the world or
+how many other views there are, so any sample can be rendered again alone.
+"""
 
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
+
+from crisp.config import ViewsConfig
+from crisp.geometry import compose, crop_affine, invert, resize_affine
+from crisp.masking import patch_masks
+from crisp.philox import Stream, uniforms
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,3 +46,195 @@ class Plan:
     """[2, B, n]"""
     region_seed: NDArray[np.int64]
     """[B, K]"""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Appearance:
+    """What a view looks like beside its geometry; [B, V] each, as in `Plan`."""
+
+    flip: NDArray[np.bool_]
+    color_factors: NDArray[np.float32]
+    blur_sigma_px: NDArray[np.float32]
+    solarize: NDArray[np.bool_]
+
+
+def make_plan(
+    views: ViewsConfig, *, seed: int, epoch: int, sample_id: Ints, height_px: ArrayLike, width_px: ArrayLike
+) -> Plan:
+    """The draws of B samples.
+
+    Args:
+        views: the recipe.
+        seed: of the run.
+        epoch: from 0.
+        sample_id: [B].
+        height_px: [B] of each image, in the orientation that is rendered.
+        width_px: [B].
+    """
+    sample_id = np.asarray(sample_id, np.int64)
+    height, width = np.asarray(height_px, np.int64), np.asarray(width_px, np.int64)
+    crop_px = crop_windows(views, seed=seed, epoch=epoch, sample_id=sample_id, height_px=height, width_px=width)
+    look = appearance(views, seed=seed, epoch=epoch, sample_id=sample_id)
+    return Plan(
+        sample_id=sample_id,
+        crop_px=crop_px,
+        flip=look.flip,
+        color_factors=look.color_factors,
+        color_matrix=color_matrix(look.color_factors),
+        blur_sigma_px=look.blur_sigma_px,
+        solarize=look.solarize,
+        view_from_reference=affines(views, crop_px=crop_px, flip=look.flip, height_px=height, width_px=width),
+        patch_masks=patch_masks(views, seed=seed, epoch=epoch, sample_id=sample_id),
+        region_seed=region_seeds(
+            views, seed=seed, epoch=epoch, sample_id=sample_id, crop_px=crop_px, height_px=height, width_px=width
+        ),
+    )
+
+
+def crop_windows(
+    views: ViewsConfig, *, seed: int, epoch: int, sample_id: Ints, height_px: Ints, width_px: Ints
+) -> NDArray[np.int32]:
+    """Windows as torchvision's RandomResizedCrop draws them: ten tries, then the largest central one in the aspects.
+
+    Returns:
+        [B, V, 4] int32 (x, y, width, height) in image pixels, inside the image, no side below 1.
+    """
+    B, V = len(sample_id), views.views
+    scales = np.array([views.global_scale] * 2 + [views.local_scale] * views.local_views)
+    sample, lane = np.repeat(sample_id, V), np.tile(np.arange(V), B)  # [B·V]
+    low, high = np.tile(scales, (B, 1)).T
+    image_h, image_w = np.repeat(height_px, V), np.repeat(width_px, V)
+    low_log, high_log = np.log(views.aspect)
+
+    window = central_windows(image_h, image_w, views.aspect)  # [B·V, 4]
+    pending = np.arange(B * V)
+    for attempt in range(10):
+        lot = uniforms(
+            Stream.CROP, seed=seed, epoch=epoch, sample=sample[pending], lane=lane[pending],
+            first_block=attempt, blocks=1,
+        )  # fmt: skip
+        area_draw, aspect_draw, x_draw, y_draw = lot.T
+        room_h, room_w = image_h[pending], image_w[pending]
+        area = (low[pending] + area_draw * (high - low)[pending]) * (room_h * room_w)
+        aspect = np.exp(low_log + aspect_draw * (high_log - low_log))
+        w, h = np.rint(np.sqrt(area * aspect)), np.rint(np.sqrt(area / aspect))
+        x, y = np.floor(x_draw * (room_w - w + 1)), np.floor(y_draw * (room_h - h + 1))
+        fits = (w > 0) & (w <= room_w) & (h > 0) & (h <= room_h)
+        window[pending[fits]] = np.stack([x, y, w, h], axis=-1)[fits]
+        pending = pending[~fits]
+        if not pending.size:
+            break
+    return window.reshape(B, V, 4).astype(np.int32)
+
+
+def central_windows(height_px: Ints, width_px: Ints, aspect: tuple[float, float]) -> Floats:
+    """The largest central window of an aspect ratio within bounds: [N] sizes → [N, 4] whole (x, y, width, height)."""
+    low, high = aspect
+    width = np.minimum(width_px, np.maximum(1, np.rint(height_px * high)))
+    height = np.minimum(height_px, np.maximum(1, np.rint(width_px / low)))
+    return np.stack([(width_px - width) // 2, (height_px - height) // 2, width, height], axis=-1)
+
+
+def appearance(views: ViewsConfig, *, seed: int, epoch: int, sample_id: Ints) -> Appearance:
+    """Flip, colour, blur and solarise of every view.
+
+    Colour factors are drawn as torchvision's ColorJitter draws them: U(max(0, 1 − s), 1 + s) for brightness, contrast
+    and saturation, U(−h, h) turns for hue.
+    """
+    draws = uniforms(
+        Stream.APPEARANCE, seed=seed, epoch=epoch, sample=sample_id[:, None], lane=np.arange(views.views), blocks=3
+    )  # [B, V, 12]; the last two are spare
+    flip, jitter, _, _, _, _, gray, blur, sigma, solarize = np.moveaxis(draws[..., :10], -1, 0)
+
+    strength = np.array(views.jitter)
+    high = np.array([1.0, 1.0, 1.0, 0.0]) + strength
+    low = np.array([1.0, 1.0, 1.0, 0.0]) - strength
+    low[:3] = np.maximum(low[:3], 0)
+    factors = (low + draws[..., 2:6] * (high - low)) * (1, 1, 1, 360)
+    factors = np.where((jitter < views.jitter_probability)[..., None], factors, (1, 1, 1, 0))
+    factors[..., 2] *= gray >= views.grayscale_probability
+
+    group = [0, 1] + [2] * views.local_views
+    low_sigma, high_sigma = views.blur_sigma_px
+    blurred = blur < np.array(views.blur_probability)[group]
+    return Appearance(
+        flip=flip < views.flip_probability,
+        color_factors=factors.astype(np.float32),
+        blur_sigma_px=np.where(blurred, low_sigma + sigma * (high_sigma - low_sigma), 0).astype(np.float32),
+        solarize=solarize < np.array(views.solarize_probability)[group],
+    )
+
+
+# As DALI 2.4 has it (older releases round the inverse, too). Inverting rounded numbers leaves grays .3 % blue.
+_YIQ_FROM_RGB = np.array([[0.299, 0.587, 0.114], [0.596, -0.274, -0.321], [0.211, -0.523, 0.311]])
+_RGB_FROM_YIQ = np.linalg.inv(_YIQ_FROM_RGB)
+# In RGB: luma alone, chroma as it is, chroma turned by −90°. A turn by −hue is cos · second + sin · third.
+_LUMA, _CHROMA, _CHROMA_TURNED = (
+    _RGB_FROM_YIQ @ np.array(middle) @ _YIQ_FROM_RGB
+    for middle in (np.diag([1, 0, 0]), np.diag([0, 1, 1]), [[0, 0, 0], [0, 0, 1], [0, -1, 0]])
+)
+_COLOR_BASIS = np.stack([_LUMA, _CHROMA, _CHROMA_TURNED]).reshape(3, 9)
+
+
+def color_matrix(color_factors: NDArray[np.float32]) -> NDArray[np.float32]:
+    """DALI's color_twist as one matrix: saturate and turn in YIQ, contrast about 128, then brightness over all.
+
+    Args:
+        color_factors: [..., 4] brightness, contrast, saturation, hue in degrees.
+
+    Returns:
+        [..., 3, 4] float32 on (r, g, b, 1) in 0..255; the result is to be clipped to that range.
+    """
+    brightness, contrast, saturation, hue = np.moveaxis(color_factors.astype(np.float64), -1, 0)
+    turn = np.deg2rad(hue)
+    weights = np.stack([np.ones_like(turn), saturation * np.cos(turn), saturation * np.sin(turn)], axis=-1)
+    matrix = np.empty((*turn.shape, 3, 4), np.float32)
+    matrix[..., :3] = ((brightness * contrast)[..., None] * (weights @ _COLOR_BASIS)).reshape(*turn.shape, 3, 3)
+    matrix[..., 3] = (brightness * (128 - 128 * contrast))[..., None]
+    return matrix
+
+
+def affines(
+    views: ViewsConfig, *, crop_px: NDArray[np.int32], flip: NDArray[np.bool_], height_px: Ints, width_px: Ints
+) -> NDArray[np.float32]:
+    """`view_from_reference` of crops [B, V, 4] and flips [B, V] → [V, B, 2, 3] float32, as the model takes them."""
+    view_from_image = crop_affine(crop_px.astype(np.float64), np.array(views.view_px), flip)  # [B, V, 2, 3]
+    reference_from_image = resize_affine(height_px.astype(np.float64), width_px.astype(np.float64), views.reference_px)
+    image_from_reference = invert(reference_from_image)  # [B, 2, 3]
+    view_from_reference = compose(view_from_image, image_from_reference[:, None])
+    return np.ascontiguousarray(np.moveaxis(view_from_reference, 1, 0), np.float32)
+
+
+def region_seeds(
+    views: ViewsConfig,
+    *,
+    seed: int,
+    epoch: int,
+    sample_id: Ints,
+    crop_px: NDArray[np.int32],
+    height_px: Ints,
+    width_px: Ints,
+) -> Ints:
+    """K reference patches per image, drawn independently (they may coincide).
+
+    With the policy "visible" they are uniform over the patches whose centre both global crops show, or over all where
+    there is none.
+
+    Returns:
+        [B, K] int64 in [0, reference_grid²), row by row.
+    """
+    B, K, grid = len(sample_id), views.seeds_per_image, views.reference_grid
+    draws = uniforms(Stream.SEED, seed=seed, epoch=epoch, sample=sample_id, blocks=-(-K // 4))[:, :K]
+    if views.seed_policy == "uniform":
+        return (draws * grid**2).astype(np.int64)
+
+    centres = (np.arange(grid) + 0.5) / grid
+    x, y = centres * width_px[:, None], centres * height_px[:, None]  # [B, grid] in image pixels
+    left, top, crop_w, crop_h = np.moveaxis(crop_px[:, :2, :, None], 2, 0)  # [B, 2, 1]
+    columns = ((left <= x[:, None]) & (x[:, None] < left + crop_w)).all(axis=1)  # [B, grid]
+    rows = ((top <= y[:, None]) & (y[:, None] < top + crop_h)).all(axis=1)
+    visible = (rows[:, :, None] & columns[:, None, :]).reshape(B, grid**2)
+    visible |= ~visible.any(axis=1, keepdims=True)
+    rank = np.cumsum(visible, axis=1)  # the i-th visible patch is the first whose rank exceeds i
+    chosen = np.floor(draws * rank[:, -1:])  # [B, K]
+    return np.argmax(rank[:, None, :] > chosen[..., None], axis=-1)

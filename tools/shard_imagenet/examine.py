@@ -63,7 +63,7 @@ def _read(path: Path) -> tuple[bytes, Codec]:
         if not head:
             raise _RejectedError("empty")
         if head[:4] == b"GIF8":
-            raise _RejectedError("GIF")
+            raise _RejectedError("GIF: DALI cannot decode it")
         if codec is None:
             raise _RejectedError(f"not JPEG, PNG or WebP: it begins with {head!r}")
         if (size := os.fstat(stream.fileno()).st_size) > _MAX_BYTES:
@@ -117,4 +117,4 @@ def _check_webp(data: bytes, max_pixels: int) -> tuple[int, int]:
 
 def _check_pixels(height: int, width: int, max_pixels: int) -> None:
     if height * width > max_pixels:
-        raise _RejectedError(f"too many pixels: {width}×{height}, more than {max_pixels}")
+        raise _RejectedError(f"too many pixels: {width}x{height}, more than {max_pixels}")

@@ -9,6 +9,7 @@ import contextlib
 import functools
 import importlib
 import importlib.util
+import itertools
 import json
 import os
 import sys
@@ -52,24 +53,22 @@ def write_shard(folder: Path, number: int, samples: Iterable[Sample]) -> tuple[S
     Raises:
         OSError: as from any writing.
     """
+    samples = iter(samples)
+    first = next(samples, None)
+    if first is None:
+        return None
     name = f"shard-{number:06d}"
     rows: list[tuple[int, ...]] = []
     lines: list[str] = []
-    with contextlib.ExitStack() as stack:
-        stream: IO[bytes] | None = None
-        writer: Any = None
-        for sample in samples:
-            if writer is None:
-                stream = stack.enter_context(whole_file(folder / f"{name}.tar"))
-                writer = stack.enter_context(
-                    _tar_writer()(stream, encoder=False, mtime=0, user="crisp", group="crisp", mode=0o444)
-                )
+    with (
+        whole_file(folder / f"{name}.tar") as stream,
+        _tar_writer()(stream, encoder=False, mtime=0, user="crisp", group="crisp", mode=0o444) as writer,
+    ):
+        for sample in itertools.chain([first], samples):
             members = _members(sample)
             offsets = [_append(writer, sample, extension, data) for extension, data in members.items()]
             lines.append(_dali_line(sample, members, offsets))
             rows.append(_row(sample, offsets[0], number))
-        if writer is None:
-            return None
     size = (folder / f"{name}.tar").stat().st_size
     with whole_file(folder / f"{name}.idx") as stream:
         stream.write(f"v1.2 {len(lines)}\n{''.join(lines)}".encode())

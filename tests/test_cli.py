@@ -1,0 +1,115 @@
+"""The command line: help, wrong input, and the errors of each command in one line."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from crisp.cli import BENCHMARKS, COMMANDS, main
+
+
+def run(capsys: pytest.CaptureFixture[str], *args: str | Path) -> tuple[int, str, str]:
+    status = main([str(a) for a in args])
+    captured = capsys.readouterr()
+    return status, captured.out, captured.err
+
+
+def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    for args in ([], ["--help"], ["-h"]):
+        status, out, _ = run(capsys, *args)
+        assert status == 0
+        assert all(name in out for name in COMMANDS)
+    assert max(map(len, out.splitlines())) <= 120
+
+
+def test_bench_and_train_without_a_name_list_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
+    assert all(name in run(capsys, "bench")[1] for name in BENCHMARKS)
+    assert "vits16" in run(capsys, "train")[1]
+
+
+@pytest.fixture
+def shards(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Path:
+    """Shards of twelve small noise images in two classes."""
+    rng = np.random.default_rng(0)
+    for i in range(12):
+        target = tmp_path / "images" / f"class{i % 2}" / f"{i}.jpg"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (40, 50, 3), np.uint8)).save(target)
+    assert main(["shard", str(tmp_path / "images"), str(tmp_path / "shards")]) == 0
+    capsys.readouterr()
+    return tmp_path / "shards"
+
+
+def _one_line(status: int, err: str, *words: str) -> None:
+    assert status == 1
+    lines = err.strip().splitlines()
+    assert len(lines) == 1, err
+    for word in words:
+        assert word in lines[0]
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (("shard", "{tmp}/nowhere", "{tmp}/out"), ("nowhere", "no such folder")),
+        (("shard", "{tmp}/empty", "{tmp}/out"), ("empty",)),
+        (("train", "vits17"), ("'vits17'", "choose one of vits16")),
+        (("train", "demo"), ("data.shards", "not given")),
+        (("train", "demo", "--data.shards", "{tmp}/nowhere"), ("no such folder", "crisp shard")),
+        (("train", "demo", "--data.shards", "{tmp}/empty"), ("no manifest.json", "crisp shard")),
+        (("train", "demo", "--optim.global-batch", "33"), ("global_batch=33", "multiple of data.parts=8")),
+        (("train", "--resume"), ("no run given",)),
+        (("train", "--resume", "{tmp}/empty"), ("no config.json",)),
+        (("bench", "nothing"), ("'nothing'", "choose one of")),
+        (("demo", "--images", "{tmp}/empty", "--out", "{tmp}/demo"), ("0 usable photographs",)),
+    ],
+)
+def test_wrong_input_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], args: tuple[str, ...], words: tuple[str, ...]
+) -> None:
+    (tmp_path / "empty").mkdir()
+    status, _, err = run(capsys, *(a.format(tmp=tmp_path) for a in args))
+    _one_line(status, err, *words)
+
+
+def test_batch_larger_than_the_data(shards: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    status, _, err = run(capsys, "train", "demo", "--data.shards", shards, "--run", shards.parent / "run")
+    _one_line(status, err, "global_batch=32", "12 samples")
+    assert not (shards.parent / "run").exists(), "nothing is left behind"
+
+
+def test_gpu_asked_for_where_there_is_none(shards: Path, capsys: pytest.CaptureFixture[str], monkeypatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    status, _, err = run(capsys, "train", "demo", "--data.shards", shards, "--device", "cuda")
+    _one_line(status, err, "device=cuda", "--device cpu")
+
+
+def test_unknown_model(shards: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    status, _, err = run(
+        capsys, "train", "demo", "--data.shards", shards, "--optim.global-batch", "8", "--model.arch", "vit_smal",
+        "--run", shards.parent / "run",
+    )  # fmt: skip
+    _one_line(status, err.splitlines()[-1], "vit_smal")
+
+
+@pytest.mark.parametrize("damage", ["index", "truncated tar", "no index"])
+def test_damaged_shards(shards: Path, capsys: pytest.CaptureFixture[str], damage: str) -> None:
+    if damage == "index":
+        data = bytearray((shards / "index.npy").read_bytes())
+        data[-3] ^= 1
+        (shards / "index.npy").write_bytes(data)
+    elif damage == "truncated tar":
+        tar = next(shards.glob("*.tar"))
+        tar.write_bytes(tar.read_bytes()[:-512])
+    else:
+        (shards / "index.npy").unlink()
+    status, _, err = run(capsys, "train", "demo", "--data.shards", shards, "--optim.global-batch", "8")
+    _one_line(status, err, str(shards), "again" if damage != "no index" else "crisp shard")
+
+
+def test_unknown_command(capsys: pytest.CaptureFixture[str]) -> None:
+    status, _, err = run(capsys, "trian")
+    assert status == 2
+    assert "'trian' is not a command" in err

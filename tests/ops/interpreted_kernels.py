@@ -95,6 +95,9 @@ def test_discovery_of_zero_and_nan_tokens():
     assert torch.equal(by_kernel, ops.discover(tokens, seeds, threshold=0.5, implementation="torch"))
     assert by_kernel.gather(2, seeds[..., None]).all()
     assert by_kernel[1:3].sum() == 2
+    by_kernel = ops.discover(tokens, seeds, threshold=-0.5, implementation="triton")  # a similarity of 0, not NaN
+    assert torch.equal(by_kernel, ops.discover(tokens, seeds, threshold=-0.5, implementation="torch"))
+    assert by_kernel[1, 0].sum() == 48
 
 
 @pytest.mark.parametrize("seed", [-1, 49, 10**9])

@@ -4,6 +4,7 @@ A view's draws have their own fixed addresses (`crisp.philox`): nothing depends 
 how many other views there are, so any sample can be rendered again alone.
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,11 +12,13 @@ from numpy.typing import ArrayLike, NDArray
 
 from crisp.config import ViewsConfig
 from crisp.geometry import compose, crop_affine, invert, resize_affine
+from crisp.jit import compiled
 from crisp.masking import patch_masks
-from crisp.philox import Stream, uniforms
+from crisp.philox import Stream, uniform4, uniforms, word
 
-Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
+
+_CROP = word(Stream.CROP)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -99,40 +102,55 @@ def crop_windows(
     Returns:
         [B, V, 4] int32 (x, y, width, height) in image pixels, inside the image, no side below 1.
     """
-    B, V = len(sample_id), views.views
-    scales = np.array([views.global_scale] * 2 + [views.local_scale] * views.local_views)
-    sample, lane = np.repeat(sample_id, V), np.tile(np.arange(V), B)  # [B·V]
-    low, high = np.tile(scales, (B, 1)).T
-    image_h, image_w = np.repeat(height_px, V), np.repeat(width_px, V)
-    low_log, high_log = np.log(views.aspect)
-
-    window = central_windows(image_h, image_w, views.aspect)  # [B·V, 4]
-    pending = np.arange(B * V)
-    for attempt in range(10):
-        lot = uniforms(
-            Stream.CROP, seed=seed, epoch=epoch, sample=sample[pending], lane=lane[pending],
-            first_block=attempt, blocks=1,
-        )  # fmt: skip
-        area_draw, aspect_draw, x_draw, y_draw = lot.T
-        room_h, room_w = image_h[pending], image_w[pending]
-        area = (low[pending] + area_draw * (high - low)[pending]) * (room_h * room_w)
-        aspect = np.exp(low_log + aspect_draw * (high_log - low_log))
-        w, h = np.rint(np.sqrt(area * aspect)), np.rint(np.sqrt(area / aspect))
-        x, y = np.floor(x_draw * (room_w - w + 1)), np.floor(y_draw * (room_h - h + 1))
-        fits = (w > 0) & (w <= room_w) & (h > 0) & (h <= room_h)
-        window[pending[fits]] = np.stack([x, y, w, h], axis=-1)[fits]
-        pending = pending[~fits]
-        if not pending.size:
-            break
-    return window.reshape(B, V, 4).astype(np.int32)
+    low, high = np.array([views.global_scale] * 2 + [views.local_scale] * views.local_views).T
+    central = central_windows(height_px, width_px, views.aspect)  # [B, 4]
+    windows = np.repeat(central[:, None], views.views, axis=1)
+    draw_windows(
+        windows,
+        word(seed),
+        word(epoch),
+        sample_id.astype(np.uint64),
+        height_px,
+        width_px,
+        low,
+        high,
+        math.log(views.aspect[0]),
+        math.log(views.aspect[1]),
+    )
+    return windows
 
 
-def central_windows(height_px: Ints, width_px: Ints, aspect: tuple[float, float]) -> Floats:
-    """The largest central window of an aspect ratio within bounds: [N] sizes → [N, 4] whole (x, y, width, height)."""
+@compiled
+def draw_windows(  # type: ignore[no-untyped-def]
+    windows, seed, epoch, sample_id, height_px, width_px, low_scale, high_scale, low_log_aspect, high_log_aspect
+):
+    """Overwrite `windows` [B, V, 4] int32 by the first of ten that fits; where none does, it stays as it was.
+
+    seed, epoch and sample_id [B] are uint64, the sizes [B] int64, the scales [V] float64.
+    """
+    for b in range(windows.shape[0]):
+        height, width = height_px[b], width_px[b]
+        for view in range(windows.shape[1]):
+            for attempt in range(10):
+                area_draw, aspect_draw, x_draw, y_draw = uniform4(
+                    seed, epoch, np.uint64(attempt), np.uint64(view), sample_id[b], _CROP
+                )
+                area = (low_scale[view] + area_draw * (high_scale[view] - low_scale[view])) * (height * width)
+                aspect = math.exp(low_log_aspect + aspect_draw * (high_log_aspect - low_log_aspect))
+                w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+                if 0 < w <= width and 0 < h <= height:
+                    window = windows[b, view]
+                    window[0], window[1] = int(x_draw * (width - w + 1)), int(y_draw * (height - h + 1))
+                    window[2], window[3] = w, h
+                    break
+
+
+def central_windows(height_px: Ints, width_px: Ints, aspect: tuple[float, float]) -> NDArray[np.int32]:
+    """The largest central window of an aspect ratio within bounds: sizes [B] → [B, 4] int32 (x, y, width, height)."""
     low, high = aspect
     width = np.minimum(width_px, np.maximum(1, np.rint(height_px * high)))
     height = np.minimum(height_px, np.maximum(1, np.rint(width_px / low)))
-    return np.stack([(width_px - width) // 2, (height_px - height) // 2, width, height], axis=-1)
+    return np.stack([(width_px - width) // 2, (height_px - height) // 2, width, height], axis=-1).astype(np.int32)
 
 
 def appearance(views: ViewsConfig, *, seed: int, epoch: int, sample_id: Ints) -> Appearance:
@@ -168,12 +186,6 @@ def appearance(views: ViewsConfig, *, seed: int, epoch: int, sample_id: Ints) ->
 # As DALI 2.4 has it (older releases round the inverse, too). Inverting rounded numbers leaves grays .3 % blue.
 _YIQ_FROM_RGB = np.array([[0.299, 0.587, 0.114], [0.596, -0.274, -0.321], [0.211, -0.523, 0.311]])
 _RGB_FROM_YIQ = np.linalg.inv(_YIQ_FROM_RGB)
-# In RGB: luma alone, chroma as it is, chroma turned by −90°. A turn by −hue is cos · second + sin · third.
-_LUMA, _CHROMA, _CHROMA_TURNED = (
-    _RGB_FROM_YIQ @ np.array(middle) @ _YIQ_FROM_RGB
-    for middle in (np.diag([1, 0, 0]), np.diag([0, 1, 1]), [[0, 0, 0], [0, 0, 1], [0, -1, 0]])
-)
-_COLOR_BASIS = np.stack([_LUMA, _CHROMA, _CHROMA_TURNED]).reshape(3, 9)
 
 
 def color_matrix(color_factors: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -186,10 +198,15 @@ def color_matrix(color_factors: NDArray[np.float32]) -> NDArray[np.float32]:
         [..., 3, 4] float32 on (r, g, b, 1) in 0..255; the result is to be clipped to that range.
     """
     brightness, contrast, saturation, hue = np.moveaxis(color_factors.astype(np.float64), -1, 0)
-    turn = np.deg2rad(hue)
-    weights = np.stack([np.ones_like(turn), saturation * np.cos(turn), saturation * np.sin(turn)], axis=-1)
-    matrix = np.empty((*turn.shape, 3, 4), np.float32)
-    matrix[..., :3] = ((brightness * contrast)[..., None] * (weights @ _COLOR_BASIS)).reshape(*turn.shape, 3, 3)
+    along, across = saturation * np.cos(np.deg2rad(hue)), saturation * np.sin(np.deg2rad(hue))
+    saturated_and_turned = np.zeros((*hue.shape, 3, 3))  # acts on (y, i, q)
+    saturated_and_turned[..., 0, 0] = 1
+    saturated_and_turned[..., 1, 1] = saturated_and_turned[..., 2, 2] = along
+    saturated_and_turned[..., 1, 2], saturated_and_turned[..., 2, 1] = across, -across  # by −hue
+
+    matrix = np.empty((*hue.shape, 3, 4), np.float32)
+    linear = _RGB_FROM_YIQ @ saturated_and_turned @ _YIQ_FROM_RGB
+    matrix[..., :3] = (brightness * contrast)[..., None, None] * linear
     matrix[..., 3] = (brightness * (128 - 128 * contrast))[..., None]
     return matrix
 

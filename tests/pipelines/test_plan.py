@@ -12,7 +12,17 @@ from torchvision.transforms import RandomResizedCrop
 
 from crisp import geometry
 from crisp.config import ViewsConfig
-from crisp.pipelines.plan import Plan, affines, appearance, color_matrix, crop_windows, make_plan, region_seeds
+from crisp.philox import word
+from crisp.pipelines.plan import (
+    Plan,
+    affines,
+    appearance,
+    color_matrix,
+    crop_windows,
+    draw_windows,
+    make_plan,
+    region_seeds,
+)
 
 VIEWS = ViewsConfig()
 VIEW_MAJOR = ("view_from_reference", "patch_masks")
@@ -175,6 +185,19 @@ def test_extreme_images_get_torchvisions_windows(height, width):
     assert ours == theirs
     if max(height, width) > 100:  # no try fits: the central window
         assert len(ours) == 1
+
+
+def test_compiled_windows_equal_the_same_in_python():
+    rng = np.random.default_rng(0)
+    samples = np.arange(40, dtype=np.uint64)
+    height, width = rng.integers(1, 600, (2, 40))
+    compiled, plain = (np.zeros((40, 12, 4), np.int32) for _ in range(2))
+    scales = np.repeat([[0.25, 0.05], [1.0, 0.25]], [2, 10], axis=1)
+    args = (word(1), word(2), samples, height, width, *scales, math.log(3 / 4), math.log(4 / 3))
+    draw_windows(compiled, *args)
+    draw_windows.py_func(plain, *args)
+    assert np.array_equal(compiled, plain)
+    assert (compiled[..., 2:].min(axis=(1, 2)) > 0).mean() > 0.5
 
 
 @given(

@@ -14,14 +14,17 @@ from PIL import Image, UnidentifiedImageError
 from crisp.errors import CrispError
 from crisp.shard_format import Codec, detect_codec
 
+READ_AHEAD = 64
+"""Bytes behind the last pixel that a vector load may touch; what they hold does not matter."""
+
 _TURBO_COLOURS = ("Gray", "RGB", "YCbCr")
 
 
 class Decoder:
-    """Decodes one image at a time into a buffer that it keeps: for use by one thread."""
+    """Decodes one image at a time into memory that it keeps: for use by one thread."""
 
     def __init__(self) -> None:
-        self._buffer = np.empty(0, np.uint8)
+        self._memory = np.empty(READ_AHEAD, np.uint8)
 
     def __call__(self, data: memoryview) -> NDArray[np.uint8]:
         """[h, w, 3] uint8, C-contiguous; valid until the next call.
@@ -29,18 +32,31 @@ class Decoder:
         Raises:
             CrispError: not an image that can be decoded; the message has no remedy, the caller knows the sample.
         """
+        memory, height, width = self.decode_flat(data)
+        return memory[: height * width * 3].reshape(height, width, 3)
+
+    def decode_flat(self, data: memoryview) -> tuple[NDArray[np.uint8], int, int]:
+        """The same pixels as one row with at least `READ_AHEAD` bytes behind them; height and width."""
         if detect_codec(data) is Codec.JPEG:
             try:
                 height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
                 if colours in _TURBO_COLOURS:
-                    size = height * width * 3
-                    if self._buffer.size < size:
-                        self._buffer = np.empty(size, np.uint8)
-                    pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(data, "RGB", buffer=self._buffer[:size])
-                    return pixels
-            except ValueError:  # an error, or only a warning such as stray bytes between segments: PIL knows which
-                return _decode_with_pil(data)
-        return _decode_with_pil(data)
+                    size = self._reserve(height, width)
+                    simplejpeg.decode_jpeg(data, "RGB", buffer=self._memory[:size])
+                    return self._memory, height, width
+            except ValueError:  # an error, or only a warning such as stray bytes between segments
+                pass  # PIL tells them apart
+        pixels = _decode_with_pil(data)
+        height, width, _ = pixels.shape
+        size = self._reserve(height, width)
+        self._memory[:size] = pixels.ravel()
+        return self._memory, height, width
+
+    def _reserve(self, height: int, width: int) -> int:
+        size = height * width * 3
+        if self._memory.size < size + READ_AHEAD:
+            self._memory = np.empty(size + READ_AHEAD, np.uint8)
+        return size
 
 
 def _decode_with_pil(data: memoryview) -> NDArray[np.uint8]:

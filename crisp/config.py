@@ -206,7 +206,7 @@ class RegionConfig:
     min_patches: int = 4
     """t: patches that both views must show for a region to count."""
     concept_depth: int = 1
-    """L: blocks of the concept aggregator; 0 is the mean of the region's patches."""
+    """L: blocks of the concept aggregator; 0 is the mean of the region's patches, without a norm."""
     concept_input: Literal["normed", "raw"] = "normed"
     """The aggregator reads patches after the patch norm, or before."""
     concept_norm: Literal["own", "shared"] = "own"
@@ -285,8 +285,8 @@ class TrainConfig:
 
     recipe: str = "vits16"
     """Name of the recipe that this began as."""
-    run: Path | None = None
-    """Folder of the run; default runs/RECIPE."""
+    out: Path | None = None
+    """Folder of the run; default runs/RECIPE. (Not --run: torchrun would take that for one of its own options.)"""
     seed: int = 0
     """Seed of the weights, the order and every draw."""
     device: Literal["auto", "cuda", "cpu"] = "auto"
@@ -319,7 +319,7 @@ class TrainConfig:
     @property
     def run_folder(self) -> Path:
         """Where the run is written."""
-        return self.run if self.run is not None else Path("runs") / self.recipe
+        return self.out if self.out is not None else Path("runs") / self.recipe
 
 
 def to_json(config: Any) -> Any:

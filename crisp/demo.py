@@ -111,7 +111,7 @@ def _bench(shards: Path, console: Console) -> None:
 def _training_config(config: DemoConfig, out: Path, shards: Path) -> TrainConfig:
     base = recipe_named("demo")
     optim = base.optim if config.epochs is None else replace(base.optim, epochs=config.epochs)
-    return replace(base, run=out, seed=config.seed, optim=optim, data=replace(base.data, shards=shards))
+    return replace(base, out=out, seed=config.seed, optim=optim, data=replace(base.data, shards=shards))
 
 
 def _train(run: TrainConfig) -> None:

@@ -15,7 +15,7 @@ CHECKPOINTS = "checkpoints"
 
 # What changes neither a sample nor a weight: only these may differ between a run and its continuation.
 FREE_ON_RESUME = {
-    "run", "device", "log_every", "checkpoint_every", "keep_checkpoints",
+    "out", "device", "log_every", "checkpoint_every", "keep_checkpoints",
     "data.shards", "data.renderer", "data.threads", "data.prefetch_batches", "data.verify_checksums",
 }  # fmt: skip
 
@@ -30,7 +30,7 @@ def create_run(config: TrainConfig) -> Path:
     if (run / CONFIG_FILE).exists():
         raise CrispError(
             f"{run}: already holds a run; continue it with 'crisp train --resume {run}', or choose another folder "
-            f"with --run"
+            f"with --out"
         )
     run.mkdir(parents=True, exist_ok=True)
     partial = run / f".{CONFIG_FILE}.partial"
@@ -40,7 +40,7 @@ def create_run(config: TrainConfig) -> Path:
 
 
 def read_run_config(run: Path) -> TrainConfig:
-    """The config of a run, with `run` set to where it is now.
+    """The config of a run, with `out` set to where it is now.
 
     Raises:
         CrispError: not a run's folder.
@@ -52,7 +52,7 @@ def read_run_config(run: Path) -> TrainConfig:
         config = train_config_from_json(json.loads(path.read_text()))
     except (json.JSONDecodeError, TypeError) as error:
         raise CrispError(f"{path}: not a config ({error}); restore it from a copy") from error
-    return dataclasses.replace(config, run=run)
+    return dataclasses.replace(config, out=run)
 
 
 def _leaves(config: object, prefix: str = "") -> dict[str, object]:

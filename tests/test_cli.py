@@ -75,7 +75,7 @@ def test_wrong_input_is_one_line(
 
 
 def test_batch_larger_than_the_data(shards: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    status, _, err = run(capsys, "train", "demo", "--data.shards", shards, "--run", shards.parent / "run")
+    status, _, err = run(capsys, "train", "demo", "--data.shards", shards, "--out", shards.parent / "run")
     _one_line(status, err, "global_batch=32", "12 samples")
     assert not (shards.parent / "run").exists(), "nothing is left behind"
 
@@ -89,7 +89,7 @@ def test_gpu_asked_for_where_there_is_none(shards: Path, capsys: pytest.CaptureF
 def test_unknown_model(shards: Path, capsys: pytest.CaptureFixture[str]) -> None:
     status, _, err = run(
         capsys, "train", "demo", "--data.shards", shards, "--optim.global-batch", "8", "--model.arch", "vit_smal",
-        "--run", shards.parent / "run",
+        "--out", shards.parent / "run",
     )  # fmt: skip
     _one_line(status, err.splitlines()[-1], "vit_smal")
 

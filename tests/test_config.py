@@ -49,7 +49,7 @@ def test_unknown_field_in_a_written_config_is_named() -> None:
 
 
 def test_run_folder_is_made_once_and_read_back(tmp_path: Path) -> None:
-    config = TrainConfig(run=tmp_path / "r")
+    config = TrainConfig(out=tmp_path / "r")
     create_run(config)
     assert read_run_config(tmp_path / "r") == config
     with pytest.raises(CrispError, match="already holds a run"):

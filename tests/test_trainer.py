@@ -48,7 +48,7 @@ def tiny(shards: Path, run: Path) -> TrainConfig:
     base = demo()
     return replace(
         base,
-        run=run,
+        out=run,
         log_every=1,
         checkpoint_every=2,
         data=replace(base.data, shards=shards, threads=1, renderer="cpu"),
@@ -124,7 +124,7 @@ def test_a_run_writes_what_it_promises(shards: Path, tmp_path: Path) -> None:
 def test_the_same_seed_gives_the_same_weights_and_another_does_not(shards: Path, tmp_path: Path) -> None:
     config = tiny(shards, tmp_path / "a")
     states = [
-        final_state(train(replace(config, run=tmp_path / name, seed=seed)))
+        final_state(train(replace(config, out=tmp_path / name, seed=seed)))
         for name, seed in (("a", 0), ("b", 0), ("c", 1))
     ]
     assert_identical(states[0], states[1])

@@ -48,6 +48,8 @@ clean: ## remove .venv
 
 # Redone when what is to be installed changes; pip then only brings what is missing.
 $(STAMP): pyproject.toml constraints.txt
+	@command -v $(PYTHON) >/dev/null || \
+	  { echo "crisp needs Python 3.11 or newer, and there is no '$(PYTHON)' here; name one with 'make PYTHON=python3.12 …'" >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "crisp needs Python 3.11 or newer, '$(PYTHON)' is $$($(PYTHON) --version 2>&1); name another with 'make PYTHON=python3.12 …'" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)

@@ -9,7 +9,7 @@ How near it comes to others on photographs, as a mean over pixels, in levels of 
   DALI filters a window with the pixels around it, as PIL's `resize(box=…)` does, and repeats the image's last pixel;
   the CPU renderer ends the filter at the window, as cropping first does.
 - resizes, against PIL: .12 to .20, since PIL (and torch on uint8) round between the two axes and DALI does not.
-- the whole recipe, against the CPU renderer: .24, since colour is not rounded to 8 bits here.
+- the whole recipe, against the CPU renderer: .21, since colour is not rounded to 8 bits here.
 Decoded pixels are libjpeg-turbo's, bit for bit, on the CPU.
 """
 

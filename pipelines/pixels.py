@@ -333,21 +333,21 @@ def render_sample(  # type: ignore[no-untyped-def]
         if x < 0 or y < 0 or w < 1 or h < 1 or x + w > width or y + h > height:
             return False
     planes, strip, tile, rows, line = scratch
-    identity = np.eye(3, 4).astype(np.float32)
-    side = reference.shape[2]
-    size = _padded_px(side)
-    view = planes[: 3 * size * size].reshape(3, size, size)
-    _resize(image, width, np.array([0, 0, width, height], np.int32), cubic, False, side, view, strip, columns, tile)
-    _finish(view, side, identity, False, line, reference[sample], half)
-    for v in range(len(crop_px)):
-        out = global_views[v, sample] if v < 2 else local_views[v - 2, sample]
+    whole, identity = np.array([0, 0, width, height], np.int32), np.eye(3, 4).astype(np.float32)
+    for v in range(-1, len(crop_px)):  # the reference is one more view; one call of each kernel compiles once
+        if v < 0:
+            out, crop, mirrored, sigma_px, matrix, inverted = reference[sample], whole, False, 0.0, identity, False
+        else:
+            out = global_views[v, sample] if v < 2 else local_views[v - 2, sample]
+            crop, mirrored, sigma_px = crop_px[v], flip[v], np.float64(blur_sigma_px[v])
+            matrix, inverted = color_matrix[v], solarize[v]
         side = out.shape[1]
         size = _padded_px(side)
         view = planes[: 3 * size * size].reshape(3, size, size)
-        _resize(image, width, crop_px[v], cubic, flip[v], side, view, strip, columns, tile)
-        if blur_sigma_px[v] > 0:
-            _blur(view, side, blur_sigma_px[v], rows, line)
-        _finish(view, side, color_matrix[v], solarize[v], line, out, half)
+        _resize(image, width, crop, cubic, mirrored, side, view, strip, columns, tile)
+        if sigma_px > 0:
+            _blur(view, side, sigma_px, rows, line)
+        _finish(view, side, matrix, inverted, line, out, half)
     return True
 
 

@@ -76,7 +76,7 @@ def render_view_plain(
         view = to_uint8(blur @ view.astype(np.float64) @ blur.T)
     if color_matrix is not None:
         matrix = color_matrix.astype(np.float64)
-        view = to_uint8(np.einsum("dc,cij->dij", matrix[:, :3], view.astype(np.float64)) + matrix[:, 3, None, None])
+        view = to_uint8(np.tensordot(matrix[:, :3], view.astype(np.float64), 1) + matrix[:, 3, None, None])
     if solarize:
         view = np.where(view >= 128, 255 - view, view)
     return view

@@ -173,7 +173,7 @@ def results_table(results: Sequence[Result]) -> Table:
     peer = next((result for result in results if result.backend == "torchvision-pil"), None)
     table = Table(title="loader", caption=NOTES if peer else None)
     table.add_column("backend", no_wrap=True)
-    for heading in ("samples/s", "slowest–fastest", "CPU ms/sample", "cores busy", "× PIL"):
+    for heading in ("samples/s", "range", "CPU ms/sample", "cores busy", "× PIL"):
         table.add_column(heading, justify="right")
     for result in results:
         table.add_row(

@@ -7,7 +7,7 @@ How a resize is laid out. Rows first: an output row is a weighted sum of image r
 bytes do at once. Columns would need a different source offset in every lane; so blocks of 16 rows are transposed, after
 which one vector holds one column of 16 rows and a column too is a weighted sum of vectors. A flip reverses the table
 of column taps. LLVM's loop vectoriser finds neither the register-resident sums nor the 16×16 transpose: the two are
-written as vector IR (`_weighted_sum`, `_transpose_tile`), for any CPU that LLVM knows; it is three times as fast as
+written as vector IR (`_weighted_sum`, `_transpose_tile`), for any CPU that LLVM knows; it is four times as fast as
 the same loops left to the vectoriser.
 
 All kernels live in this one file because numba's cache looks at the file of the function that it cached, and no other.

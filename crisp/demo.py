@@ -99,11 +99,12 @@ def _write_shards(config: DemoConfig, out: Path, console: Console) -> tuple[Path
 
 
 def _bench(shards: Path, console: Console) -> None:
-    from crisp.benchmarks.loader import LoaderBenchConfig, bench_loader, results_table
+    from crisp.benchmarks.loader import Backend, LoaderBenchConfig, bench_loader, results_table
     from crisp.pipelines.dali_extra import dali_available
 
-    backends = ("cpu", "dali-cpu", "torchvision-pil") if dali_available() else ("cpu", "torchvision-pil")
-    if "dali-cpu" not in backends:
+    backends: tuple[Backend, ...] = ("cpu", "dali-cpu", "torchvision-pil")
+    if not dali_available():
+        backends = ("cpu", "torchvision-pil")
         console.print("DALI is not installed, so its renderer is left out (pip install 'crisp-ssl\\[cuda13]')")
     console.print(results_table(bench_loader(LoaderBenchConfig(shards=shards, backends=backends))))
 

@@ -16,7 +16,7 @@ All kernels live in this one file because numba's cache looks at the file of the
 from typing import Any
 
 import numpy as np
-from llvmlite import ir  # type: ignore[import-untyped]
+from llvmlite import ir
 from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic

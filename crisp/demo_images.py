@@ -2,7 +2,7 @@
 
 Training crops come from the left half of a photograph, test crops from the right half: no pixel is in both, and
 a class is told by what the two halves share: material, texture, structure. To keep colour and brightness from deciding
-it alone, every crop of either half is taken as if under another light (exposure, contrast, white balance).
+it alone, every crop of either half is taken as if under another light (mostly its contrast: haze or hard sun).
 """
 
 import importlib.util
@@ -46,7 +46,7 @@ class CropConfig:
 
     train: int = 32
     """Crops per class from the left half."""
-    test: int = 16
+    test: int = 24
     """Crops per class from the right half."""
     window: tuple[float, float] = (0.5, 1.0)
     """Side of a crop's window, as a share of the half's shorter side; uniform."""
@@ -176,7 +176,7 @@ def _cut(pixels: RGB, rng: np.random.Generator, crops: CropConfig) -> RGB:
 
 
 def _change_light(pixels: RGB, rng: np.random.Generator, strength: float) -> RGB:
-    """Exposure by up to a factor 1.6, contrast by up to 1.5 about mid-gray, each channel's gain by up to 1.25."""
-    gain = 1.6 ** rng.uniform(-strength, strength) * 1.25 ** rng.uniform(-strength, strength, size=3)
-    contrast = 1.5 ** rng.uniform(-strength, strength)
+    """Contrast by up to a factor 2.5 about mid-gray, exposure by up to 1.1, each channel's gain by up to 1.03."""
+    gain = 1.1 ** rng.uniform(-strength, strength) * 1.03 ** rng.uniform(-strength, strength, size=3)
+    contrast = 2.5 ** rng.uniform(-strength, strength)
     return np.clip((pixels * gain - 128) * contrast + 128, 0, 255).round().astype(np.uint8)

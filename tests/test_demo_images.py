@@ -67,15 +67,21 @@ def test_crops_have_the_sizes_asked_for(tmp_path: Path, photographs: dict[str, N
     assert all(0.45 < w / h < 2.2 for w, h in sizes)
 
 
-def test_light_changes_brightness_and_white_balance(tmp_path: Path, photographs: dict[str, NDArray[np.uint8]]) -> None:
-    means = {}
+def test_light_changes_contrast_exposure_and_white_balance(tmp_path: Path) -> None:
+    checks = np.where(np.indices((200, 400)).sum(axis=0) // 20 % 2, 148, 108).astype(np.uint8)
+    photograph = np.repeat(checks[..., None], 3, axis=-1)
+    images = {}
     for light in (0.0, 1.0):
-        write_crops({"gray": np.full((200, 400, 3), 128, np.uint8)}, tmp_path / str(light), seed=0,
-                    crops=CropConfig(light=light))  # fmt: skip
-        means[light] = np.array([load_rgb(path).mean((0, 1)) for path in (tmp_path / str(light)).rglob("*.jpg")])
-    assert np.abs(means[0.0] - 128).max() < 2
-    assert means[1.0].mean(axis=1).std() > 15  # from crop to crop
-    assert means[1.0].std(axis=1).mean() > 8  # from channel to channel
+        write_crops({"checks": photograph}, tmp_path / str(light), seed=0, crops=CropConfig(light=light))
+        images[light] = [load_rgb(path).astype(float) for path in (tmp_path / str(light)).rglob("*.jpg")]
+    contrast = {light: np.array([image.std() for image in images[light]]) for light in images}
+    means = {light: np.array([image.mean((0, 1)) for image in images[light]]) for light in images}
+    assert contrast[0.0].max() / contrast[0.0].min() < 1.2
+    assert contrast[1.0].max() / contrast[1.0].min() > 3
+    assert means[0.0].std(axis=0).max() < 3
+    assert means[1.0].std(axis=0).min() > 5  # from crop to crop
+    assert means[1.0].std(axis=1).mean() > 1  # from channel to channel
+    assert means[0.0].std(axis=1).max() < 0.5
 
 
 def test_own_images_are_classes_and_what_is_passed_over_is_said(

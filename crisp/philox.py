@@ -84,7 +84,7 @@ def uniforms(
     """
     samples, lanes = np.broadcast_arrays(np.asarray(sample, np.uint64), np.asarray(lane, np.uint64))
     out = np.empty((samples.size, blocks, 4))
-    _fill(out, word(seed), word(epoch), word(first_block), lanes.ravel(), samples.ravel(), word(stream))
+    _fill(out, word(seed), word(epoch), word(first_block), lanes.flatten(), samples.flatten(), word(stream))
     return out.reshape(*samples.shape, 4 * blocks)
 
 

@@ -54,8 +54,12 @@ class CropConfig:
     """Width over height of a window; log-uniform."""
     long_side_px: tuple[int, int] = (288, 448)
     """Longer side of the written image, whatever the window's size; uniform."""
-    light: float = 1.0
-    """Strength of the change of light; 0: none."""
+    contrast: float = 2.5
+    """Contrast of a crop is multiplied by up to this or its inverse, about mid-gray; log-uniform, 1: unchanged."""
+    exposure: float = 1.1
+    """So is its brightness."""
+    white_balance: float = 1.03
+    """So is the brightness of each channel."""
     quality: int = 90
     """JPEG quality."""
 
@@ -155,7 +159,7 @@ def write_crops(photographs: dict[str, RGB], folder: Path, *, seed: int, crops: 
             target.mkdir(parents=True, exist_ok=True)
             for number in range(count):
                 rng = np.random.default_rng([seed, label, split, number])
-                crop = _change_light(_cut(pixels, rng, crops), rng, crops.light)
+                crop = _change_light(_cut(pixels, rng, crops), rng, crops)
                 Image.fromarray(crop).save(target / f"{number:03d}.jpg", quality=crops.quality)
     return names
 
@@ -175,8 +179,8 @@ def _cut(pixels: RGB, rng: np.random.Generator, crops: CropConfig) -> RGB:
     return np.asarray(window.resize(size, Image.Resampling.LANCZOS))
 
 
-def _change_light(pixels: RGB, rng: np.random.Generator, strength: float) -> RGB:
-    """Contrast by up to a factor 2.5 about mid-gray, exposure by up to 1.1, each channel's gain by up to 1.03."""
-    gain = 1.1 ** rng.uniform(-strength, strength) * 1.03 ** rng.uniform(-strength, strength, size=3)
-    contrast = 2.5 ** rng.uniform(-strength, strength)
+def _change_light(pixels: RGB, rng: np.random.Generator, crops: CropConfig) -> RGB:
+    """The same scene under another light."""
+    gain = crops.exposure ** rng.uniform(-1, 1) * crops.white_balance ** rng.uniform(-1, 1, size=3)
+    contrast = crops.contrast ** rng.uniform(-1, 1)
     return np.clip((pixels * gain - 128) * contrast + 128, 0, 255).round().astype(np.uint8)

@@ -16,6 +16,7 @@ from crisp.demo_images import (
 from crisp.errors import CrispError
 
 FEW = CropConfig(train=2, test=1)
+SAME_LIGHT = {"contrast": 1.0, "exposure": 1.0, "white_balance": 1.0}
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -50,7 +51,7 @@ def test_training_and_test_crops_share_no_pixel(tmp_path: Path, width: int) -> N
     photograph[:, : width // 2, 0] = 200
     photograph[:, width // 2 :, 2] = 200
     photograph[:, -(width // 2) :] = (0, 200, 0)
-    crops = CropConfig(train=12, test=12, light=0.0, quality=100)
+    crops = CropConfig(train=12, test=12, quality=100, **SAME_LIGHT)
     write_crops({"halves": photograph}, tmp_path, seed=0, crops=crops)
     for split, colour in (("train", (200, 0, 0)), ("test", (0, 200, 0))):
         for path in (tmp_path / split / "halves").iterdir():
@@ -70,18 +71,25 @@ def test_crops_have_the_sizes_asked_for(tmp_path: Path, photographs: dict[str, N
 def test_light_changes_contrast_exposure_and_white_balance(tmp_path: Path) -> None:
     checks = np.where(np.indices((200, 400)).sum(axis=0) // 20 % 2, 148, 108).astype(np.uint8)
     photograph = np.repeat(checks[..., None], 3, axis=-1)
-    images = {}
-    for light in (0.0, 1.0):
-        write_crops({"checks": photograph}, tmp_path / str(light), seed=0, crops=CropConfig(light=light))
-        images[light] = [load_rgb(path).astype(float) for path in (tmp_path / str(light)).rglob("*.jpg")]
-    contrast = {light: np.array([image.std() for image in images[light]]) for light in images}
-    means = {light: np.array([image.mean((0, 1)) for image in images[light]]) for light in images}
-    assert contrast[0.0].max() / contrast[0.0].min() < 1.2
-    assert contrast[1.0].max() / contrast[1.0].min() > 3
-    assert means[0.0].std(axis=0).max() < 3
-    assert means[1.0].std(axis=0).min() > 5  # from crop to crop
-    assert means[1.0].std(axis=1).mean() > 1  # from channel to channel
-    assert means[0.0].std(axis=1).max() < 0.5
+
+    def crops_under(name: str, **light: float) -> list[NDArray[np.float64]]:
+        crops = CropConfig(**{**SAME_LIGHT, **light})  # type: ignore[arg-type]
+        write_crops({"checks": photograph}, tmp_path / name, seed=0, crops=crops)
+        return [load_rgb(path).astype(float) for path in (tmp_path / name).rglob("*.jpg")]
+
+    def contrast_ratio(images: list[NDArray[np.float64]]) -> float:
+        return max(image.std() for image in images) / min(image.std() for image in images)
+
+    def means(images: list[NDArray[np.float64]]) -> NDArray[np.float64]:
+        return np.array([image.mean((0, 1)) for image in images])  # [crop, channel]
+
+    same = crops_under("same")
+    assert contrast_ratio(same) < 1.2
+    assert means(same).mean(axis=1).std() < 3
+    assert means(same).std(axis=1).max() < 0.5
+    assert contrast_ratio(crops_under("contrast", contrast=2.5)) > 3
+    assert means(crops_under("exposure", exposure=1.5)).mean(axis=1).std() > 20
+    assert means(crops_under("white", white_balance=1.25)).std(axis=1).mean() > 8
 
 
 def test_own_images_are_classes_and_what_is_passed_over_is_said(

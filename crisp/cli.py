@@ -1,6 +1,7 @@
 """The `crisp` command. Nothing heavy is imported until a command has been chosen."""
 
 import logging
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -126,6 +127,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args[0] not in COMMANDS:
         print(f"crisp: {args[0]!r} is not a command; choose one of {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
+    # Renderer threads and torch's share the cores: torch's must not spin while they wait for each other. Where the
+    # cores are busy a step on the CPU is several times as fast for it (benchmarks/results/threads.md). OpenMP reads it
+    # when torch is imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
         COMMANDS[args[0]].run(args[1:])

@@ -2,7 +2,7 @@
 
 Training crops come from the left half of a photograph, test crops from the right half: no pixel is in both, and
 a class is told by what the two halves share: material, texture, structure. To keep colour and brightness from deciding
-it alone, every crop of either half is taken as if under another light (mostly its contrast: haze or hard sun).
+it alone, every crop of either half is taken as if under another light (exposure, contrast, white balance).
 """
 
 import importlib.util
@@ -46,7 +46,7 @@ class CropConfig:
 
     train: int = 32
     """Crops per class from the left half."""
-    test: int = 24
+    test: int = 32
     """Crops per class from the right half."""
     window: tuple[float, float] = (0.5, 1.0)
     """Side of a crop's window, as a share of the half's shorter side; uniform."""
@@ -54,11 +54,11 @@ class CropConfig:
     """Width over height of a window; log-uniform."""
     long_side_px: tuple[int, int] = (288, 448)
     """Longer side of the written image, whatever the window's size; uniform."""
-    contrast: float = 2.5
+    contrast: float = 1.5
     """Contrast of a crop is multiplied by up to this or its inverse, about mid-gray; log-uniform, 1: unchanged."""
-    exposure: float = 1.1
+    exposure: float = 1.6
     """So is its brightness."""
-    white_balance: float = 1.03
+    white_balance: float = 1.25
     """So is the brightness of each channel."""
     quality: int = 90
     """JPEG quality."""

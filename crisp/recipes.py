@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 
-from crisp.config import DataConfig, LossConfig, ModelConfig, OptimConfig, RegionConfig, TrainConfig, ViewsConfig
+from crisp.config import LossConfig, ModelConfig, OptimConfig, RegionConfig, TrainConfig, ViewsConfig
 from crisp.errors import CrispError
 
 
@@ -51,34 +51,37 @@ def ibot_vits16() -> TrainConfig:
 
 
 def demo() -> TrainConfig:
-    """A tiny ViT that learns on a few hundred crops in minutes on two cores; it shows that everything works."""
+    """A tiny ViT that learns on a few hundred crops in minutes on two cores; it shows that everything works.
+
+    On `crisp demo`'s crops k-NN accuracy rises from about .3 to above .4 in 1200 steps (3.5 minutes on two EPYC cores).
+    Width and depth are small so that it sees 38,000 images in that time: a deeper one learned nothing by then.
+    The teacher's temperature stays at its low start, and the teacher follows fast, for a run this short.
+    """
     return TrainConfig(
         recipe="demo",
         precision="fp32",
-        log_every=5,
-        checkpoint_every=100,
-        data=DataConfig(parts=8),
-        views=ViewsConfig(
-            reference_px=112,
-            global_px=112,
-            local_px=48,
-            local_views=4,
-        ),
+        log_every=10,
+        checkpoint_every=200,
+        views=ViewsConfig(reference_px=112, global_px=112, local_px=48, local_views=4),
         model=ModelConfig(
             arch="vit_tiny_patch16_224",
-            depth=4,
+            embed_dim=96,
+            depth=2,
+            num_heads=3,
             drop_path=0.0,
-            head_hidden=512,
-            head_bottleneck=128,
-            prototypes=1024,
+            head_hidden=128,
+            head_bottleneck=64,
+            prototypes=256,
         ),
-        loss=LossConfig(teacher_temperature_warmup_epochs=10),
+        region=RegionConfig(blocks=2),
+        loss=LossConfig(teacher_temperature=(0.04, 0.04)),
         optim=OptimConfig(
-            epochs=40,
+            epochs=100,
             global_batch=32,
-            base_lr=4e-3,
+            base_lr=8e-3,
             warmup_epochs=5,
-            ema_momentum=(0.99, 1.0),
+            weight_decay=(0.04, 0.04),
+            ema_momentum=(0.98, 1.0),
         ),
     )
 

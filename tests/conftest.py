@@ -8,6 +8,7 @@ _WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
 _THREADS = str(max(1, len(os.sched_getaffinity(0)) // _WORKERS))
 for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"):
     os.environ.setdefault(_name, _THREADS)
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as the crisp command does
 
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
+from rich.padding import Padding
 from rich.table import Table
+from rich.text import Text
 
 from crisp.config import TrainConfig
 from crisp.errors import CrispError
@@ -51,7 +53,7 @@ def main(config: DemoConfig) -> None:
     console.rule(f"1  Photographs → crops → shards, in {out}")
     train_shards, test_shards = _write_shards(config, out, console)
     if config.bench:
-        console.rule("2  Loaders on these shards, all rendering the full recipe (reference, 2 × 224², 10 × 96²)")
+        console.rule("2  Loaders: reference, 2 × 224² and 10 × 96² views of each image")
         _bench(train_shards, console)
     console.rule("3  Pre-training a tiny ViT")
     run = _training_config(config, out, train_shards)
@@ -201,8 +203,12 @@ def _explain(out: Path, *, before: float, after: float, elapsed_s: float, consol
         ("config.json", "every choice of the run"),
         ("metrics.jsonl", "losses, learning rate, img/s, data wait; also in tensorboard/"),
         ("checkpoints/", f"what 'crisp train --resume {out}' continues from"),
-        ("losses.png", "the total loss and its three terms"),
+        (
+            "losses.png",
+            "the total loss and its terms: a dip while outputs crowd on few prototypes, a rise while the centres "
+            "spread them, then the fall that is learning",
+        ),
         ("regions.png", "reference with seed (blue) and region (red); the region in both views"),
     ):
         console.print(f"  {out / name}", markup=False, soft_wrap=True)
-        console.print(f"      {meaning}", markup=False, soft_wrap=True)
+        console.print(Padding(Text(meaning), (0, 0, 0, 6)))

@@ -278,9 +278,10 @@ from test_cpu import file, photograph, work_of
 from crisp.config import ViewsConfig
 from crisp.pipelines.cpu import CpuRenderer
 work = work_of([file(photograph(300, 400))] * 6, [(300, 400)] * 6, ViewsConfig())
-before = len(os.listdir("/proc/self/task"))
-CpuRenderer(ViewsConfig(), threads=2).render(work)
-print(len(os.listdir("/proc/self/task")) - before)
+before = set(os.listdir("/proc/self/task"))
+renderer = CpuRenderer(ViewsConfig(), threads=2)
+renderer.render(work)
+print(len(set(os.listdir("/proc/self/task")) - before))
 """
     run = subprocess.run(
         [sys.executable, "-c", program],

@@ -50,12 +50,14 @@ def main(cfg: ShardConfig, *, console: Console | None = None) -> None:
                 progress.update(task, description="sharding", completed=done, total=total)
 
         manifest = shard_imagenet(cfg, on_progress=show)
-    console.print(summary(cfg.out, manifest, time.perf_counter() - started_s))
+    elapsed_s = time.perf_counter() - started_s
+    console.print(Text(f"shards in {cfg.out}"), soft_wrap=True)  # a table's title would break a long path
+    console.print(summary(cfg.out, manifest, elapsed_s))
 
 
 def summary(out: Path, manifest: Manifest, elapsed_s: float) -> Table:
     """The closing table: samples, classes, bytes, rate, and what was rejected by kind of reason."""
-    table = Table(title=Text(f"shards in {out}"), title_justify="left", show_header=False, min_width=40)
+    table = Table(show_header=False, min_width=40)
     table.add_column(no_wrap=True)
     table.add_column(justify="right", no_wrap=True)
     files = manifest.samples + manifest.rejected

@@ -96,7 +96,7 @@ def load_checkpoint(checkpoint: Path) -> dict[str, Any]:
     try:
         seal = json.loads((checkpoint / SEAL_FILE).read_text())
         expected_bytes, expected_sha256 = seal["bytes"], seal["sha256"]
-    except (OSError, json.JSONDecodeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, KeyError) as error:
         raise CrispError(f"{checkpoint / SEAL_FILE}: unreadable ({error!r}); {remedy}") from error
     size = state_file.stat().st_size
     if size != expected_bytes:

@@ -102,6 +102,7 @@ class ViewsConfig:
     """Seeds uniform over the reference, or over the part of it that both global views show."""
 
     def __post_init__(self) -> None:
+        _require(self.patch_px >= 1, f"views.patch_px={self.patch_px}: must be 1 or more")
         for name in ("reference_px", "global_px", "local_px"):
             value = getattr(self, name)
             _require(
@@ -179,6 +180,9 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         _require(0 <= self.drop_path < 1, f"model.drop_path={self.drop_path}: must lie in [0, 1)")
+        for name in ("embed_dim", "depth", "num_heads", "head_hidden", "head_bottleneck", "prototypes"):
+            value = getattr(self, name)
+            _require(value is None or value >= 1, f"model.{name}={value}: must be 1 or more")
 
     @property
     def arch_args(self) -> dict[str, int]:
@@ -273,6 +277,14 @@ class OptimConfig:
     def __post_init__(self) -> None:
         _require(self.epochs >= 1, f"optim.epochs={self.epochs}: must be 1 or more")
         _require(self.global_batch >= 1, f"optim.global_batch={self.global_batch}: must be 1 or more")
+        for name in ("base_lr", "min_lr", "eps", "clip_norm"):
+            value = getattr(self, name)
+            _require(value >= 0, f"optim.{name}={value}: must be 0 or more")
+        _require(all(0 <= beta < 1 for beta in self.betas), f"optim.betas={self.betas}: must lie in [0, 1)")
+        _require(
+            all(0 <= momentum <= 1 for momentum in self.ema_momentum),
+            f"optim.ema_momentum={self.ema_momentum}: must lie in [0, 1]",
+        )
         _require(
             0 <= self.warmup_epochs <= self.epochs,
             f"optim.warmup_epochs={self.warmup_epochs}: must lie between 0 and optim.epochs={self.epochs}",

@@ -3,6 +3,7 @@
 It reads as a tour of the package: every stage calls what the other commands call.
 """
 
+import contextlib
 import json
 import time
 from dataclasses import dataclass, replace
@@ -40,6 +41,10 @@ class DemoConfig:
     bench: bool = True
     """Measure the loaders too."""
 
+    def __post_init__(self) -> None:
+        if self.seed < 0:
+            raise CrispError(f"seed={self.seed}: must be 0 or more")
+
 
 def main(config: DemoConfig) -> None:
     """Run every stage and say where its results are.
@@ -47,7 +52,11 @@ def main(config: DemoConfig) -> None:
     Raises:
         CrispError: photographs that cannot be used, or an out folder that is taken.
     """
+    from crisp.viz.figure import new_figure
+
+    new_figure(1, 1)  # what is missing for the pictures is said now, not after minutes
     out = _free_folder(config.out)
+    run = _training_config(config, out)
     console = Console(highlight=False)
     began_s = time.perf_counter()
     console.rule(f"1  Photographs → crops → shards, in {out}")
@@ -56,16 +65,15 @@ def main(config: DemoConfig) -> None:
         console.rule("2  Loaders: reference, 2 × 224² and 10 × 96² views of each image")
         _bench(train_shards, console)
     console.rule("3  Pre-training a tiny ViT")
-    run = _training_config(config, out, train_shards)
     before = _knn(run, train_shards, test_shards)
     _train(run)
     after = _knn(run, train_shards, test_shards)
+    _write_summary(out, before=before, after=after)
     console.rule("4  Pictures")
     from crisp.viz.losses import draw_losses
 
     draw_losses(out / "metrics.jsonl", out / "losses.png")
     _draw_regions(run, out / "regions.png")
-    _write_summary(out, before=before, after=after)
     _explain(out, before=before, after=after, elapsed_s=time.perf_counter() - began_s, console=console)
 
 
@@ -111,10 +119,19 @@ def _bench(shards: Path, console: Console) -> None:
     console.print(results_table(bench_loader(LoaderBenchConfig(shards=shards, backends=backends))))
 
 
-def _training_config(config: DemoConfig, out: Path, shards: Path) -> TrainConfig:
+def _training_config(config: DemoConfig, out: Path) -> TrainConfig:
+    from crisp.pipelines.dali_extra import dali_available
+
     base = recipe_named("demo")
-    optim = base.optim if config.epochs is None else replace(base.optim, epochs=config.epochs)
-    return replace(base, out=out, seed=config.seed, optim=optim, data=replace(base.data, shards=shards))
+    epochs = base.optim.epochs if config.epochs is None else config.epochs
+    warmup_epochs = max(0, min(base.optim.warmup_epochs, epochs))
+    return replace(
+        base,
+        out=out,
+        seed=config.seed,
+        optim=replace(base.optim, epochs=epochs, warmup_epochs=warmup_epochs),
+        data=replace(base.data, shards=out / "shards" / "train", renderer="auto" if dali_available() else "cpu"),
+    )
 
 
 def _train(run: TrainConfig) -> None:
@@ -164,8 +181,8 @@ def _draw_regions(run: TrainConfig, target: Path) -> None:
     from crisp.viz.regions import RegionPictures, denormalise, draw_regions
 
     loader = build_train_loader(run, rank=0, world_size=1, device=torch.device("cpu"))
-    batch = next(iter(loader))
-    loader.close()
+    with contextlib.closing(loader):
+        batch = next(iter(loader))
     regions = find_regions(_networks(run), batch, run)
     pictures = RegionPictures(
         reference=denormalise(batch.reference[:DRAWN]),
@@ -202,7 +219,7 @@ def _explain(out: Path, *, before: float, after: float, elapsed_s: float, consol
         ("shards/", "WebDataset shards of both, with their index"),
         ("config.json", "every choice of the run"),
         ("metrics.jsonl", "losses, learning rate, img/s, data wait; also in tensorboard/"),
-        ("checkpoints/", f"what 'crisp train --resume {out}' continues from"),
+        ("checkpoints/", "the trained networks, two newest"),
         (
             "losses.png",
             "the total loss and its terms: a dip while outputs crowd on few prototypes, a rise while the centres "

@@ -8,7 +8,7 @@ from crisp.errors import CrispError
 
 
 def vits16() -> TrainConfig:
-    """ViT-S/16 as in the paper: 200 epochs at batch 256 (4 GPUs × 64).
+    """ViT-S/16 as in the paper, but from random weights: 200 epochs at batch 256 (4 GPUs × 64).
 
     The paper reports 49 minutes per ImageNet epoch and 18.5 GB per GPU on four RTX 3090, about 163 hours in all.
     """
@@ -16,7 +16,7 @@ def vits16() -> TrainConfig:
 
 
 def vitb16() -> TrainConfig:
-    """ViT-B/16 as in the paper: 200 epochs at batch 160 (4 GPUs × 40)."""
+    """ViT-B/16 as in the paper, but from random weights: 200 epochs at batch 160 (4 GPUs × 40)."""
     return TrainConfig(
         recipe="vitb16",
         model=ModelConfig(arch="vit_base_patch16_224", learn_last_layer_gain=False),

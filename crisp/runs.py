@@ -15,28 +15,38 @@ CHECKPOINTS = "checkpoints"
 
 # What changes neither a sample nor a weight: only these may differ between a run and its continuation.
 FREE_ON_RESUME = {
-    "out", "device", "log_every", "checkpoint_every", "keep_checkpoints",
+    "device", "log_every", "checkpoint_every", "keep_checkpoints",
     "data.shards", "data.renderer", "data.threads", "data.prefetch_batches", "data.verify_checksums",
 }  # fmt: skip
 
 
-def create_run(config: TrainConfig) -> Path:
-    """Make the folder of a new run and write its config.
+def check_free(run: Path) -> None:
+    """Refuse a folder that a new run must not write into.
 
     Raises:
         CrispError: it already holds a run.
     """
-    run = config.run_folder
-    if (run / CONFIG_FILE).exists():
+    if (run / CONFIG_FILE).exists() or (run / CHECKPOINTS).exists():
         raise CrispError(
             f"{run}: already holds a run; continue it with 'crisp train --resume {run}', or choose another folder "
             f"with --out"
         )
-    run.mkdir(parents=True, exist_ok=True)
-    partial = run / f".{CONFIG_FILE}.partial"
-    partial.write_text(json.dumps(to_json(config), indent=2) + "\n")
-    partial.rename(run / CONFIG_FILE)
-    return run
+
+
+def create_run(config: TrainConfig) -> None:
+    """Make the folder of a new run and write its config.
+
+    Raises:
+        CrispError: it cannot be written.
+    """
+    run = config.run_folder
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        partial = run / f".{CONFIG_FILE}.partial"
+        partial.write_text(json.dumps(to_json(config), indent=2) + "\n")
+        partial.rename(run / CONFIG_FILE)
+    except OSError as error:
+        raise CrispError(f"{run}: cannot be written ({error}); choose another folder with --out") from error
 
 
 def read_run_config(run: Path) -> TrainConfig:
@@ -50,7 +60,7 @@ def read_run_config(run: Path) -> TrainConfig:
         raise CrispError(f"{run}: no {CONFIG_FILE}, so not the folder of a run; give one that 'crisp train' wrote")
     try:
         config = train_config_from_json(json.loads(path.read_text()))
-    except (json.JSONDecodeError, TypeError) as error:
+    except (ValueError, TypeError, AttributeError) as error:
         raise CrispError(f"{path}: not a config ({error}); restore it from a copy") from error
     return dataclasses.replace(config, out=run)
 

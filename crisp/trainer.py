@@ -28,7 +28,7 @@ from crisp.optim import apply_schedule, build_optimizer, clip_each_gradient, dro
 from crisp.pipelines.loader import TrainLoader, build_train_loader
 from crisp.progress import TrainProgress
 from crisp.regions import visible_in_both
-from crisp.runs import CHECKPOINTS, create_run
+from crisp.runs import CHECKPOINTS, check_free, create_run
 from crisp.schedules import StepSchedule, schedule_at
 
 log = logging.getLogger(__name__)
@@ -191,6 +191,8 @@ def train(config: TrainConfig, *, resume: bool = False) -> Path:
     """
     with world_from_environment(config.device) as world, contextlib.ExitStack() as closing:
         run = config.run_folder
+        if not resume:
+            check_free(run)  # on every rank, so that all leave together
         loader = build_train_loader(
             config, rank=world.rank, world_size=world.size, nodes=world.nodes, device=world.device
         )
@@ -199,6 +201,7 @@ def train(config: TrainConfig, *, resume: bool = False) -> Path:
         if world.is_main and not resume:
             create_run(config)
         first_step = _restore(state, loader, run) if resume else 0
+        _check_agreement(world, run, first_step)
         _log_choices(config, world)
         _run_steps(state, loader, run, first_step)
         return run
@@ -231,8 +234,10 @@ def _run_steps(state: TrainState, loader: TrainLoader, run: Path, first_step: in
                 if writer:
                     writer.write(values)
                     progress.show(values)
-            if world.is_main and (done % config.checkpoint_every == 0 or done == steps):
-                _save(state, loader, run, done)
+            if done % config.checkpoint_every == 0 or done == steps:
+                _check_finite_weights(state, done)
+                if world.is_main:
+                    _save(state, loader, run, done)
 
 
 class _Meter:
@@ -300,6 +305,16 @@ def _stop_if_not_finite(values: dict[str, Any]) -> None:
         )
 
 
+def _check_finite_weights(state: TrainState, step: int) -> None:
+    """So that no checkpoint holds weights that cannot be resumed from. The weights are the same on all ranks."""
+    norms = torch.stack(torch._foreach_norm([*state.networks.student.parameters()]))
+    if not norms.isfinite().all():
+        raise CrispError(
+            f"step {step}: weights are not finite, so nothing is saved; start a new run with a lower --optim.base-lr, "
+            f"or with --precision bf16 or fp32"
+        )
+
+
 def _save(state: TrainState, loader: TrainLoader, run: Path, step: int) -> None:
     """Only the main rank: networks, centres and moments are the same on all."""
     content = {
@@ -345,6 +360,17 @@ def _restore(state: TrainState, loader: TrainLoader, run: Path) -> int:
         )  # fmt: skip
     log.info("resumed %s at step %d", found[-1], content["step"])
     return int(content["step"])
+
+
+def _check_agreement(world: World, run: Path, first_step: int) -> None:
+    """Every rank must start at the same step: on several nodes each reads the checkpoints that it sees."""
+    steps = torch.zeros(world.size, dtype=torch.int64, device=world.device)
+    steps[world.rank] = first_step
+    if len(set(sum_over_ranks(steps).tolist())) > 1:
+        raise CrispError(
+            f"{run}: ranks see different checkpoints (they would start at steps {sorted(set(steps.tolist()))}); put "
+            f"the run on a file system that all nodes share"
+        )
 
 
 def _log_choices(config: TrainConfig, world: World) -> None:

@@ -50,8 +50,11 @@ class PrefetchedCpuRenderer:
             target=self._work, args=(first_step, ready, stop), name="crisp-prefetch", daemon=True
         )
         self._thread.start()
-        while True:
-            item = ready.get()
+        while not stop.is_set():  # another iterator was asked for, or the renderer was closed
+            try:
+                item = ready.get(timeout=0.1)
+            except queue.Empty:
+                continue
             if isinstance(item, BaseException):
                 raise item
             yield item

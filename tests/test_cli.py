@@ -60,6 +60,8 @@ def _one_line(status: int, err: str, *words: str) -> None:
         (("train", "demo", "--data.shards", "{tmp}/nowhere"), ("no such folder", "crisp shard")),
         (("train", "demo", "--data.shards", "{tmp}/empty"), ("no manifest.json", "crisp shard")),
         (("train", "demo", "--optim.global-batch", "33"), ("global_batch=33", "multiple of data.parts=8")),
+        (("demo", "--epochs", "0", "--out", "{tmp}/demo"), ("epochs=0",)),
+        (("demo", "--seed", "-1", "--out", "{tmp}/demo"), ("seed=-1",)),
         (("train", "--resume"), ("no run given",)),
         (("train", "--resume", "{tmp}/empty"), ("no config.json",)),
         (("bench", "nothing"), ("'nothing'", "choose one of")),

@@ -9,7 +9,7 @@ import pytest
 from crisp.config import DataConfig, ModelConfig, OptimConfig, TrainConfig, ViewsConfig, to_json, train_config_from_json
 from crisp.errors import CrispError
 from crisp.recipes import RECIPES, recipe_named
-from crisp.runs import FREE_ON_RESUME, _leaves, check_resumable, create_run, read_run_config
+from crisp.runs import FREE_ON_RESUME, _leaves, check_free, check_resumable, create_run, read_run_config
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -31,6 +31,11 @@ def test_recipe_survives_json(name: str) -> None:
             lambda: TrainConfig(optim=OptimConfig(global_batch=100)),
             "global_batch=100: must be a multiple of data.parts=8",
         ),
+        (lambda: ViewsConfig(patch_px=0), "patch_px=0"),
+        (lambda: ModelConfig(depth=0), "depth=0"),
+        (lambda: OptimConfig(betas=(0.9, 1.0)), "betas"),
+        (lambda: OptimConfig(ema_momentum=(0.9, 1.5)), "ema_momentum"),
+        (lambda: OptimConfig(clip_norm=-1.0), "clip_norm=-1.0"),
         (lambda: DataConfig(prefetch_batches=0), "prefetch_batches=0"),
         (lambda: recipe_named("vits17"), "'vits17': there is no such recipe; choose one of vits16"),
     ],
@@ -50,10 +55,18 @@ def test_unknown_field_in_a_written_config_is_named() -> None:
 
 def test_run_folder_is_made_once_and_read_back(tmp_path: Path) -> None:
     config = TrainConfig(out=tmp_path / "r")
+    check_free(tmp_path / "r")
     create_run(config)
     assert read_run_config(tmp_path / "r") == config
     with pytest.raises(CrispError, match="already holds a run"):
-        create_run(config)
+        check_free(tmp_path / "r")
+    (tmp_path / "file").touch()
+    with pytest.raises(CrispError, match="cannot be written"):
+        create_run(TrainConfig(out=tmp_path / "file"))
+    for damaged in ("[]", "{", '{"model": 3}'):
+        (tmp_path / "r" / "config.json").write_text(damaged)
+        with pytest.raises(CrispError, match="not a config"):
+            read_run_config(tmp_path / "r")
     with pytest.raises(CrispError, match="not the folder of a run"):
         read_run_config(tmp_path)
 

@@ -139,7 +139,7 @@ def test_regions_off_is_ibot(shards: Path, tmp_path: Path) -> None:
     assert not any("concept" in key for key in final_state(run)["student"])  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("precision", ["bf16"])
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_other_precisions_train(shards: Path, tmp_path: Path, precision: str) -> None:
     run = train(replace(tiny(shards, tmp_path / "run"), precision=precision))
     assert all(np.isfinite(line["loss"]) for line in read_metrics(run / METRICS_FILE))
@@ -190,6 +190,16 @@ def test_resume_refuses_other_data_and_damaged_checkpoints(shards: Path, tmp_pat
     os.truncate(list_checkpoints(run / CHECKPOINTS)[-1] / "state.pt", 1000)
     with pytest.raises(CrispError, match="truncated"):
         train(config, resume=True)
+
+
+def test_weights_that_are_not_finite_are_never_saved(shards: Path, tmp_path: Path) -> None:
+    config = tiny(shards, tmp_path / "run")
+    config = replace(config, log_every=100, optim=replace(config.optim, base_lr=1e30, clip_norm=0.0))
+    with pytest.raises(CrispError, match="not finite"):
+        train(config)
+    for checkpoint in list_checkpoints(tmp_path / "run" / CHECKPOINTS):
+        state = load_checkpoint(checkpoint)["student"]
+        assert all(value.isfinite().all() for value in state.values())
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(shards: Path, tmp_path: Path) -> None:

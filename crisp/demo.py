@@ -220,11 +220,7 @@ def _explain(out: Path, *, before: float, after: float, elapsed_s: float, consol
         ("config.json", "every choice of the run"),
         ("metrics.jsonl", "losses, learning rate, img/s, data wait; also in tensorboard/"),
         ("checkpoints/", "the trained networks, two newest"),
-        (
-            "losses.png",
-            "the total loss and its terms: a dip while outputs crowd on few prototypes, a rise while the centres "
-            "spread them, then the fall that is learning",
-        ),
+        ("losses.png", "the total loss and its three terms"),
         ("regions.png", "reference with seed (blue) and region (red); the region in both views"),
     ):
         console.print(f"  {out / name}", markup=False, soft_wrap=True)

@@ -3,8 +3,10 @@
 from types import TracebackType
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, Group
+from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
 
 def describe(values: dict[str, Any]) -> str:
@@ -30,20 +32,21 @@ class TrainProgress:
         self._steps, self._silent = steps, silent
         self._console = Console(stderr=True, quiet=silent)
         self._bar = Progress(
-            TextColumn("step"), MofNCompleteColumn(), BarColumn(bar_width=None), TimeRemainingColumn(),
-            TextColumn("\n{task.fields[figures]}"),
-            console=self._console, disable=silent or not self._console.is_terminal,
+            TextColumn("step"), MofNCompleteColumn(), BarColumn(bar_width=None), TimeRemainingColumn(), expand=True
         )  # fmt: skip
-        self._task = self._bar.add_task("train", total=steps, completed=first_step, figures="")
+        self._task = self._bar.add_task("train", total=steps, completed=first_step)
+        self._figures = Text()
+        self._live = Live(Group(self._bar, self._figures), console=self._console)
 
     def __enter__(self) -> "TrainProgress":
-        self._bar.start()
+        if self._console.is_terminal and not self._silent:
+            self._live.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._bar.stop()
+        self._live.stop()
 
     def advance(self, step: int) -> None:
         """A step is done."""
@@ -52,7 +55,7 @@ class TrainProgress:
     def show(self, values: dict[str, Any]) -> None:
         """Figures of a logged step."""
         if self._console.is_terminal:
-            self._bar.update(self._task, figures=f"{describe(values)}\n{describe_rates(values)}")
+            self._figures.plain = f"{describe(values)}\n{describe_rates(values)}"
         elif not self._silent:
             width = len(str(self._steps))
             line = f"step {values['step']:>{width}}/{self._steps}  {describe(values)}  {describe_rates(values)}"

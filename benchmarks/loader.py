@@ -26,6 +26,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
+from crisp.benchmarks.machine import processor
 from crisp.benchmarks.peers.torchvision_pil import open_torchvision_pil
 from crisp.config import DataConfig, Interpolation, OptimConfig, TrainConfig, ViewsConfig
 from crisp.errors import CrispError
@@ -189,9 +190,7 @@ def results_table(results: Sequence[Result]) -> Table:
 
 def hardware() -> str:
     """Processor, usable cores, operating system and torch version, in one line."""
-    models = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-    model = models[0].partition(":")[2].strip() if models else platform.machine()
-    return f"{model}, {len(os.sched_getaffinity(0))} cores, {platform.system()}, torch {torch.__version__}"
+    return f"{processor()}, {platform.system()}, torch {torch.__version__}"
 
 
 def main(args: Sequence[str] | None = None) -> None:

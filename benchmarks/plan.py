@@ -6,18 +6,16 @@ Prints a table in Markdown; `benchmarks/results/plan.md` holds a run, how to rea
 another step, so that no result is computed twice.
 """
 
-import os
-import platform
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numba
 import numpy as np
 import tyro
 from numpy.typing import NDArray
 
+from crisp.benchmarks.machine import processor
 from crisp.config import ViewsConfig
 from crisp.masking import patch_masks
 from crisp.pipelines.order import EpochLayout, global_batch_samples, rank_slots
@@ -113,9 +111,7 @@ def time_ms(call: Callable[[int], object], repeats: int) -> NDArray[np.float64]:
 
 def hardware() -> str:
     """One line: processor, cores, versions."""
-    cpuinfo = Path("/proc/cpuinfo").read_text().splitlines()
-    processor = next((line.split(": ")[1] for line in cpuinfo if line.startswith("model name")), platform.machine())
-    return f"{processor}, {os.cpu_count()} cores, one thread; NumPy {np.__version__}, Numba {numba.__version__}"
+    return f"{processor()}, one thread; NumPy {np.__version__}, Numba {numba.__version__}"
 
 
 def main(args: Sequence[str] | None = None) -> None:

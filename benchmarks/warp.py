@@ -6,12 +6,10 @@ Prints tables in Markdown; `benchmarks/results/warp.md` holds a run and how to r
 tokens (their norms), which discovery cannot do without.
 """
 
-import platform
 import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import get_args
 
 import numpy as np
@@ -20,6 +18,7 @@ import tyro
 from numpy.typing import NDArray
 from torch import Tensor
 
+from crisp.benchmarks.machine import processor
 from crisp.config import WarpMode
 from crisp.geometry import compose, crop_affine, invert, resize_affine
 from crisp.ops import regions as ops
@@ -174,10 +173,8 @@ def table(config: WarpBenchmark, device: torch.device, implementation: ops.Imple
 
 def hardware(threads: int) -> str:
     """One line: processor, threads, GPU, torch."""
-    cpuinfo = Path("/proc/cpuinfo").read_text().splitlines()
-    processor = next((line.split(": ")[1] for line in cpuinfo if line.startswith("model name")), platform.machine())
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
-    return f"{processor}, threads {threads}; {gpu}; torch {torch.__version__}"
+    return f"{processor()}, threads {threads}; {gpu}; torch {torch.__version__}"
 
 
 def main(args: Sequence[str] | None = None) -> None:

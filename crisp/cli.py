@@ -14,12 +14,26 @@ from crisp.errors import CrispError
 def _shard(args: Sequence[str]) -> None:
     import tyro
 
-    from crisp.shard_imagenet.config import ShardConfig
+    if args and args[0] == "verify":
+        from crisp.shard_imagenet.verify import VerifyConfig, main as verify  # isort: skip
 
-    config = tyro.cli(ShardConfig, args=args, prog="crisp shard", description=COMMANDS["shard"].help)
-    from crisp.shard_imagenet.command import main as shard
+        verify(tyro.cli(VerifyConfig, args=args[1:], prog="crisp shard verify"))
+    elif args and args[0] == "merge":
+        from crisp.shard_imagenet.command import MergeConfig, merge
 
-    shard(config)
+        merge(tyro.cli(MergeConfig, args=args[1:], prog="crisp shard merge"))
+    else:
+        from crisp.shard_imagenet.config import ShardConfig
+
+        config = tyro.cli(ShardConfig, args=args, prog="crisp shard", description=_SHARD_HELP)
+        from crisp.shard_imagenet.command import main as shard
+
+        shard(config)
+
+
+_SHARD_HELP = """Turn images into WebDataset shards with an index. Started again after a stop, it goes on where it was.
+
+Beside this: 'crisp shard verify OUT' checks every byte, 'crisp shard merge OUT' completes what partitions have made."""
 
 
 def _train(args: Sequence[str]) -> None:
@@ -88,7 +102,7 @@ class Command:
 
 
 COMMANDS = {
-    "shard": Command(help="turn a folder of images into WebDataset shards with an index", run=_shard),
+    "shard": Command(help="turn images into WebDataset shards with an index; verify and merge them", run=_shard),
     "bench": Command(help="measure the loader and its parts on this machine", run=_bench),
     "train": Command(help="pre-train a recipe, or resume a run", run=_train),
     "demo": Command(help="the whole chain on a few hundred small photographs, in minutes", run=_demo),
@@ -97,6 +111,7 @@ COMMANDS = {
 BENCHMARKS = {
     "loader": "samples per second of each renderer against a torchvision/PIL loader",
     "plan": "milliseconds to draw a batch: order, crops, colours, block masks",
+    "shard": "images per second of `crisp shard` against decoding alone and other writers",
     "warp": "region discovery and warping: torch form, and Triton where there is a GPU",
 }
 

@@ -104,7 +104,7 @@ def _write_shards(config: DemoConfig, out: Path, console: Console) -> tuple[Path
     folders = []
     for split in ("train", "test"):
         folders.append(out / "shards" / split)
-        shard(ShardConfig(source=out / "images" / split, out=folders[-1]), console=console)
+        shard(ShardConfig(source=str(out / "images" / split), out=str(folders[-1])), console=console)
     return folders[0], folders[1]
 
 

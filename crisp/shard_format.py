@@ -4,25 +4,26 @@
     shard-000000.idx   DALI's index of that tar
     index.npy          one row of `INDEX_DTYPE` per sample, in shard order: what random access needs
     manifest.json      `Manifest`
-    rejected.jsonl     one line per image that was not taken: source, reason
+    rejected.jsonl     one line per file that was not taken: source, reason
 
-A sample's id is its row in `index.npy`.
+A sample's id is its row in `index.npy`. Opening costs the same for a thousand samples and for a hundred million.
 """
 
 import dataclasses
 import enum
 import hashlib
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from crisp.errors import CrispError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 INDEX_FILE = "index.npy"
 MANIFEST_FILE = "manifest.json"
 REJECTED_FILE = "rejected.jsonl"
@@ -67,15 +68,16 @@ def detect_codec(data: bytes | memoryview) -> Codec | None:
     return None
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ShardInfo:
-    """One tar."""
+class ShardInfo(NamedTuple):
+    """One tar. A tuple, since there may be many thousands."""
 
     name: str
     """File name of the tar, e.g. shard-000000.tar"""
     samples: int
     bytes: int
     """Size of the tar"""
+    checksum: int
+    """CRC-32 of the tar"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -85,33 +87,40 @@ class Manifest:
     samples: int
     rejected: int
     classes: tuple[str, ...]
-    """Class names by label; empty for a flat folder"""
+    """Class ids by label (WordNet ids of ImageNet); empty where nothing is labelled"""
     shards: tuple[ShardInfo, ...]
     index_fingerprint: str
     """`fingerprint` of the index"""
+    made_from: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """The choices and the state of the source that decide the shards' bytes: who shards again must have the same"""
     version: int = FORMAT_VERSION
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON types."""
-        return dataclasses.asdict(self)
+        """As JSON types; a shard is a list of its four values."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
 
     @staticmethod
     def from_json(values: dict[str, Any]) -> "Manifest":
-        """Inverse of `to_json`."""
+        """Inverse of `to_json`.
+
+        Raises:
+            KeyError, TypeError, ValueError: not what `to_json` gives.
+        """
         return Manifest(
-            **{
-                **values,
-                "classes": tuple(values["classes"]),
-                "shards": tuple(ShardInfo(**shard) for shard in values["shards"]),
-            }
+            **{**values, "classes": tuple(values["classes"]), "shards": tuple(map(_shard_info, values["shards"]))}
         )
 
 
-def fingerprint(index: NDArray[np.void], *, rows: int = 65536) -> str:
+def _shard_info(values: list[Any]) -> ShardInfo:
+    name, samples, size, checksum = values
+    return ShardInfo(name, samples, size, checksum)
+
+
+def fingerprint(index: NDArray[np.void], *, rows: int = 1024) -> str:
     """SHA-256 over the index's length and at most `rows` evenly spaced rows, so that opening stays fast at any size.
 
-    Small indices are covered whole; in large ones a change of a few rows can pass. The shards' sizes and each
-    sample's checksum are the other guards.
+    Small indices are covered whole; in large ones a change of a few rows can pass: it tells whether this is the index
+    of that manifest. The shards' sizes and each sample's checksum are the guards of the bytes.
     """
     digest = hashlib.sha256(f"{len(index)} {index.dtype.itemsize}".encode())
     if len(index):
@@ -121,25 +130,14 @@ def fingerprint(index: NDArray[np.void], *, rows: int = 65536) -> str:
 
 
 def open_shards(folder: Path) -> tuple[Manifest, NDArray[np.void]]:
-    """The manifest and the memory-mapped index of a folder, checked against each other and the tars' sizes.
+    """The manifest and the memory-mapped index of a folder, checked against each other; the tars must be there.
+
+    A tar's size is checked when it is opened (`ShardSet`), its bytes when they are read; `crisp shard verify` does all.
 
     Raises:
-        CrispError: no such folder, a file missing, an index or a tar that is not the one the manifest names.
+        CrispError: no such folder, a file missing, an index that is not the one the manifest names.
     """
-    if not folder.is_dir():
-        raise CrispError(f"{folder}: no such folder; write shards with 'crisp shard SOURCE {folder}'")
-    for name in (MANIFEST_FILE, INDEX_FILE):
-        if not (folder / name).is_file():
-            raise CrispError(f"{folder}: no {name}, so not a folder of shards; write one with 'crisp shard SOURCE OUT'")
-    try:
-        manifest = Manifest.from_json(json.loads((folder / MANIFEST_FILE).read_text()))
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
-        raise CrispError(f"{folder / MANIFEST_FILE}: not a manifest ({error!r}); shard the source again") from error
-    if manifest.version != FORMAT_VERSION:
-        raise CrispError(
-            f"{folder / MANIFEST_FILE}: format version {manifest.version}, this crisp reads {FORMAT_VERSION}; "
-            f"shard the source again"
-        )
+    manifest = read_manifest(folder)
     remedy = "it was changed after the manifest was written; restore it or shard the source again"
     try:
         index = np.load(folder / INDEX_FILE, mmap_mode="r", allow_pickle=False)
@@ -152,10 +150,45 @@ def open_shards(folder: Path) -> tuple[Manifest, NDArray[np.void]]:
         )
     if fingerprint(index) != manifest.index_fingerprint:
         raise CrispError(f"{folder / INDEX_FILE}: its fingerprint is not the manifest's; {remedy}")
+    # One listing, where asking for each would take as long as all the rest.
+    there = set(os.listdir(folder))
     for shard in manifest.shards:
-        path = folder / shard.name
-        if not path.is_file():
-            raise CrispError(f"{path}: missing; restore it or shard the source again")
-        if path.stat().st_size != shard.bytes:
-            raise CrispError(f"{path}: {path.stat().st_size} bytes, the manifest says {shard.bytes}; {remedy}")
+        if shard.name not in there:
+            raise CrispError(f"{folder / shard.name}: missing; restore it, or run the 'crisp shard' that made it again")
     return manifest, index
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of a folder that also holds an index.
+
+    Raises:
+        CrispError: no such folder, a file missing, not a manifest, another version.
+    """
+    if not folder.is_dir():
+        raise CrispError(f"{folder}: no such folder; write shards with 'crisp shard SOURCE {folder}'")
+    for name in (MANIFEST_FILE, INDEX_FILE):
+        if not (folder / name).is_file():
+            raise CrispError(f"{folder}: no {name}, so not a folder of shards; write one with 'crisp shard SOURCE OUT'")
+    return parse_manifest((folder / MANIFEST_FILE).read_bytes(), str(folder / MANIFEST_FILE))
+
+
+def parse_manifest(data: bytes, where: str) -> Manifest:
+    """A manifest from its file's bytes.
+
+    Args:
+        data: UTF-8 JSON.
+        where: the file, for errors.
+
+    Raises:
+        CrispError: not a manifest, another version.
+    """
+    try:
+        values = json.loads(data)
+        version = values["version"]
+        if version != FORMAT_VERSION:
+            raise CrispError(
+                f"{where}: format version {version}, this crisp reads {FORMAT_VERSION}; shard the source again"
+            )
+        return Manifest.from_json(values)
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, ValueError) as error:
+        raise CrispError(f"{where}: not a manifest ({error!r}); shard the source again") from error

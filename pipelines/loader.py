@@ -156,6 +156,7 @@ def build_train_loader(
     if config.data.shards is None:
         raise CrispError("data.shards: not given; name a folder written by 'crisp shard' with --data.shards DIR")
     shards = ShardSet(config.data.shards, verify=config.data.verify_checksums)
+    shards.check_sizes()
     source = TrainSource(config, shards, rank=rank, world_size=world_size, nodes=nodes)
     threads = renderer_threads(config.data.threads, max(1, world_size // nodes))
     chosen = choose_renderer(config.data.renderer, device)

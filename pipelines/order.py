@@ -152,7 +152,7 @@ def samples_of_parts(layout: EpochLayout, epoch: int, *, part: Ints, nth: Ints) 
     window = ((nth + 1) * windows - 1) // part_size
     start = window * part_size // windows
     size = (window + 1) * part_size // windows - start
-    key = _key(layout.seed, epoch, _WINDOW, part, window)
+    key = key_of(layout.seed, epoch, _WINDOW, part, window)
     position = part_start + start + shuffle(nth - start, size, key)
 
     # Parts would hold the same samples in every epoch if there is only one shard; the random start prevents it.
@@ -170,8 +170,8 @@ def _shard_sequence(layout: EpochLayout, epoch: int) -> tuple[Ints, Ints, int]:
     Cached because it is the same for all steps of an epoch and sorts the shards (1 ms for 14,000).
     """
     # Sorting distinct random words is a uniform permutation, and unlike Generator.permutation it is ours to keep.
-    order = np.argsort(_key(layout.seed, epoch, _SHARDS, np.arange(len(layout.sizes))))
-    start = _key(layout.seed, epoch, _START)[0] % np.uint64(layout.samples)
+    order = np.argsort(key_of(layout.seed, epoch, _SHARDS, np.arange(len(layout.sizes))))
+    start = key_of(layout.seed, epoch, _START)[0] % np.uint64(layout.samples)
     return order, np.cumsum(layout.sizes[order]), int(start)
 
 
@@ -213,7 +213,7 @@ def _round(i: int) -> np.uint64:
     return np.uint64(i << 32)
 
 
-def _key(*words: int | Ints) -> Words:
+def key_of(*words: int | Ints) -> Words:
     """A 64-bit hash of some integers or [R] arrays of them, broadcast to at least one dimension."""
     key = np.zeros(1, np.uint64)
     for word in words:

@@ -2,6 +2,7 @@
 
 One call renders all views of one sample without the interpreter lock and without torch, so threads scale and no
 library starts threads of its own inside them. Everything is kept planar, and filtered in float32 between 8-bit images.
+`resize_image` is the resize alone, pixels to pixels, for `crisp shard`.
 
 How a resize is laid out. Rows first: an output row is a weighted sum of image rows, which vectors of neighbouring
 bytes do at once. Columns would need a different source offset in every lane; so blocks of 16 rows are transposed, after
@@ -168,13 +169,14 @@ _padded_px = njit(**_options)(padded_px)
 
 
 @njit(**_options)
-def _resize_taps(length: int, out: int, cubic: bool, flip: bool) -> tuple[NDArray[np.intp], NDArray[np.float32]]:
+def _resize_taps(extent_px: float, out: int, cubic: bool, flip: bool) -> tuple[NDArray[np.intp], NDArray[np.float32]]:
     """First source pixel [out] and weights [out, taps] of each output pixel; see `plain.resize_matrix`.
 
     Every row has as many taps as the widest, moved so that none leaves the window; entries past `out`, up to whole
-    vectors, weigh nothing.
+    vectors, weigh nothing. The window's last pixel need not be whole.
     """
-    scale = length / out
+    length = int(np.ceil(extent_px))
+    scale = extent_px / out
     stretch = max(scale, 1.0)
     support = (2.0 if cubic else 1.0) * stretch
     taps = min(int(2 * support) + 1, length)
@@ -205,34 +207,65 @@ def _resize_taps(length: int, out: int, cubic: bool, flip: bool) -> tuple[NDArra
 
 
 @njit(**_options)
-def _resize(image, width, crop_px, cubic, flip, side, planes, strip, columns, tile) -> None:  # type: ignore[no-untyped-def]
+def _resize_band(image, width, x, y, w, top, rows, columns, strip, turned, tile) -> None:  # type: ignore[no-untyped-def]
+    """Rows `top` to `top + 15` of a resized window → `tile` [S, 3, 16]; `rows` and `columns` are of `_resize_taps`.
+
+    S is as many as `columns` has entries. Scratch: `strip` [16, STRIP], `turned` [≥ (3w + READ_AHEAD), 16] float32.
+    """
+    first_row, row_weights = rows
+    first_column, column_weights = columns
+    row_taps, column_taps = row_weights.shape[1], column_weights.shape[1]
+    for left in range(0, 3 * w, STRIP):
+        length = min(STRIP, 3 * w - left)
+        for i in range(LANES):
+            at = ((y + first_row[top + i]) * width + x) * 3 + left
+            for j in range(0, length, 64):
+                _weighted_sum_64(
+                    image, at + j, width * 3, row_weights, (top + i) * row_taps, row_taps, strip, i * STRIP + j
+                )
+        for j in range(0, length, LANES):
+            _transpose_tile(strip, j, STRIP, turned, (left + j) * LANES, LANES)
+    for j in range(len(first_column)):
+        _weighted_sum_48(turned, first_column[j] * 48, 48, column_weights, j * column_taps, column_taps, tile, j * 48)
+
+
+@njit(**_options)
+def _resize(image, width, crop_px, cubic, flip, side, planes, strip, turned, tile) -> None:  # type: ignore[no-untyped-def]
     """Window (x, y, w, h) of `image` [pixels · 3 + READ_AHEAD] uint8, `width` pixels a row → `planes` [3, S, S] uint8.
 
-    S = padded_px(side). Scratch: `strip` [16, STRIP], `columns` [≥ (3w + READ_AHEAD), 16] float32, `tile` [S, 3, 16].
+    S = padded_px(side). Scratch: `tile` [S, 3, 16], `strip` and `turned` of `_resize_band`.
     """
     x, y, w, h = crop_px[0], crop_px[1], crop_px[2], crop_px[3]
     size = _padded_px(side)
-    first_row, row_weights = _resize_taps(h, side, cubic, False)
-    first_column, column_weights = _resize_taps(w, side, cubic, flip)
-    row_taps, column_taps = row_weights.shape[1], column_weights.shape[1]
+    rows, columns = _resize_taps(float(h), side, cubic, False), _resize_taps(float(w), side, cubic, flip)
     for top in range(0, size, LANES):
-        for left in range(0, 3 * w, STRIP):
-            length = min(STRIP, 3 * w - left)
-            for i in range(LANES):
-                at = ((y + first_row[top + i]) * width + x) * 3 + left
-                for j in range(0, length, 64):
-                    _weighted_sum_64(
-                        image, at + j, width * 3, row_weights, (top + i) * row_taps, row_taps, strip, i * STRIP + j
-                    )
-            for j in range(0, length, LANES):
-                _transpose_tile(strip, j, STRIP, columns, (left + j) * LANES, LANES)
-        for j in range(size):
-            _weighted_sum_48(
-                columns, first_column[j] * 48, 48, column_weights, j * column_taps, column_taps, tile, j * 48
-            )
+        _resize_band(image, width, x, y, w, top, rows, columns, strip, turned, tile)
         for c in range(3):
             for j in range(0, size, LANES):
                 _transpose_tile(tile, (j * 3 + c) * LANES, 48, planes, (c * size + top) * size + j, size)
+
+
+@njit(**_options)
+def resize_image(  # type: ignore[no-untyped-def]
+    image, height_px: float, width_px: float, out_height: int, out_width: int
+) -> NDArray[np.uint8]:
+    """Bicubic: `image` [h · w · 3 + READ_AHEAD] uint8 → [≥ out_height, ≥ out_width, 3] uint8, padded as `padded_px`.
+
+    h and w are `height_px` and `width_px` rounded up. A fraction is what libjpeg leaves when it decodes 101 pixels at
+    half the size: 51, of which the last is half beyond the image's edge.
+    """
+    width = int(np.ceil(width_px))
+    rows, columns = _resize_taps(height_px, out_height, True, False), _resize_taps(width_px, out_width, True, False)
+    out = np.empty((len(rows[0]), len(columns[0]), 3), np.uint8)
+    strip = np.empty((LANES, STRIP), np.float32)
+    turned = np.empty((3 * width + READ_AHEAD, LANES), np.float32)
+    tile = np.empty((len(columns[0]), 3, LANES), np.uint8)
+    row_bytes = 3 * len(columns[0])
+    for top in range(0, len(rows[0]), LANES):
+        _resize_band(image, width, 0, 0, width, top, rows, columns, strip, turned, tile)
+        for j in range(0, row_bytes, LANES):
+            _transpose_tile(tile, j * LANES, LANES, out, top * row_bytes + j, row_bytes)
+    return out
 
 
 @njit(**_options)

@@ -53,7 +53,7 @@ def _one_line(status: int, err: str, *words: str) -> None:
 @pytest.mark.parametrize(
     ("args", "words"),
     [
-        (("shard", "{tmp}/nowhere", "{tmp}/out"), ("nowhere", "no such folder")),
+        (("shard", "{tmp}/nowhere", "{tmp}/out"), ("nowhere", "no such file or folder")),
         (("shard", "{tmp}/empty", "{tmp}/out"), ("empty",)),
         (("train", "vits17"), ("'vits17'", "choose one of vits16")),
         (("train", "demo"), ("data.shards", "not given")),

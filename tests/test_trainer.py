@@ -39,7 +39,9 @@ def shards(tmp_path_factory: pytest.TempPathFactory, photographs: dict[str, NDAr
             target = folder / "images" / name / f"{i}.jpg"
             target.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(pixels[y : y + 128, x : x + 150]).save(target, quality=90)
-    shard_imagenet(ShardConfig(source=folder / "images", out=folder / "shards", shard_bytes=40_000))
+    shard_imagenet(
+        ShardConfig(source=str(folder / "images"), out=str(folder / "shards"), shard_bytes=40_000, workers=1)
+    )
     return folder / "shards"
 
 
@@ -182,7 +184,9 @@ def test_resumed_in_the_same_process_ends_the_same(
 def test_resume_refuses_other_data_and_damaged_checkpoints(shards: Path, tmp_path: Path) -> None:
     config = tiny(shards, tmp_path / "run")
     run = train(config)
-    shard_imagenet(ShardConfig(source=shards.parent / "images", out=tmp_path / "other", shard_bytes=10_000))
+    shard_imagenet(
+        ShardConfig(source=str(shards.parent / "images"), out=str(tmp_path / "other"), shard_bytes=10_000, workers=1)
+    )
     with pytest.raises(CrispError, match="not the data"):
         train(replace(config, data=replace(config.data, shards=tmp_path / "other")), resume=True)
     with pytest.raises(CrispError, match="another architecture"):

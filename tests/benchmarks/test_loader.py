@@ -30,7 +30,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for i in range(12):
         small = Image.fromarray(random.integers(0, 256, (6, 8, 3), dtype=np.uint8))
         small.resize((160, 120), Image.Resampling.BICUBIC).save(folder / "images" / f"{i}.jpg")
-    shard_imagenet(ShardConfig(source=folder / "images", out=folder / "shards"))
+    shard_imagenet(ShardConfig(source=str(folder / "images"), out=str(folder / "shards"), workers=1))
     return folder / "shards"
 
 

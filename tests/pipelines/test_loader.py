@@ -28,7 +28,9 @@ def config(tmp_path_factory: pytest.TempPathFactory, photographs: dict[str, NDAr
     pixels = photographs["coffee"]
     for i in range(20):
         Image.fromarray(pixels[i * 9 : i * 9 + 100, i * 10 : i * 10 + 130]).save(folder / "images" / f"{i:02d}.jpg")
-    shard_imagenet(ShardConfig(source=folder / "images", out=folder / "shards", shard_bytes=40_000))
+    shard_imagenet(
+        ShardConfig(source=str(folder / "images"), out=str(folder / "shards"), shard_bytes=40_000, workers=1)
+    )
     return TrainConfig(
         data=DataConfig(shards=folder / "shards", renderer="cpu", threads=1, parts=4),
         views=ViewsConfig(reference_px=64, global_px=64, local_px=32, local_views=2),

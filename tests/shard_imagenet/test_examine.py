@@ -10,18 +10,27 @@ import simplejpeg
 from PIL import Image
 
 from crisp.shard_format import Codec
+from crisp.shard_imagenet.config import ShardConfig
 from crisp.shard_imagenet.examine import Sample, examine
-from crisp.shard_imagenet.sources import Rejection, SourceFile
+from crisp.shard_imagenet.listing import Container, Entry, Rejection
+from crisp.shard_imagenet.reading import SourceReader
+from crisp.shard_imagenet.storage import Location
 
 Photo = Callable[..., Image.Image]
 Encode = Callable[..., bytes]
+
+
+def _examine(folder: Path, name: str, size: int, max_pixels: int) -> Sample | Rejection:
+    cfg = ShardConfig(source=str(folder), out="nowhere", max_pixels=max_pixels)
+    reader = SourceReader([Container("folder", Location.of(folder))])
+    return examine(Entry(0, name, 3, 0, 0, size), reader, cfg)
 
 
 @pytest.fixture
 def check(tmp_path: Path) -> Callable[..., Sample | Rejection]:
     def run(data: bytes, *, max_pixels: int = 64_000_000) -> Sample | Rejection:
         (tmp_path / "x.JPEG").write_bytes(data)
-        return examine(tmp_path, SourceFile(0, "x.JPEG", 3, len(data)), max_pixels=max_pixels)
+        return _examine(tmp_path, "x.JPEG", len(data), max_pixels)
 
     return run
 
@@ -138,13 +147,21 @@ def test_a_file_too_large_for_the_index_is_not_read(tmp_path: Path) -> None:
         stream.write(b"\xff\xd8\xff")
         os.truncate(stream.fileno(), 2**32)  # sparse
         stream.flush()
-    outcome = examine(tmp_path, SourceFile(0, "x", -1, 2**32), max_pixels=1)
-    assert outcome == Rejection("x", "too large: 4294967296 bytes")
+    assert _examine(tmp_path, "x", 2**32, 1) == Rejection("x", "too large: 4294967296 bytes")
 
 
-def test_a_file_that_is_gone_is_a_rejection(tmp_path: Path) -> None:
-    outcome = examine(tmp_path, SourceFile(0, "x", -1, 5), max_pixels=1)
-    assert outcome == Rejection("x", "unreadable: No such file or directory")
+def test_of_a_large_file_that_is_no_image_only_the_head_is_read(tmp_path: Path) -> None:
+    with (tmp_path / "x").open("wb") as stream:
+        stream.write(b"hello, world")
+        os.truncate(stream.fileno(), 2**31)  # reading it would take 2 GB
+        stream.flush()
+    outcome = _examine(tmp_path, "x", 2**31, 1)
+    assert outcome == Rejection("x", "not JPEG, PNG or WebP: it begins with b'hello, world'")
+
+
+def test_a_file_that_is_gone_is_no_verdict(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        _examine(tmp_path, "x", 5, 1)
 
 
 def _damaged(data: bytes, rng: random.Random) -> bytes:

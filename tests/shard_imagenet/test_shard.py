@@ -7,6 +7,7 @@ import sys
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,14 +20,18 @@ from crisp.errors import CrispError
 from crisp.shard_format import INDEX_DTYPE, Codec, Manifest, open_shards
 from crisp.shard_imagenet import ShardConfig, shard_imagenet
 from crisp.shard_imagenet.command import main
-from crisp.shard_imagenet.writer import plan_shards
+from crisp.shard_imagenet.shard import Progress
 
 Photo = Callable[..., Image.Image]
 Encode = Callable[..., bytes]
 
 
-def _shard(source: Path, out: Path, **options: int | bool) -> Manifest:
-    return shard_imagenet(ShardConfig(source=source, out=out, **options))
+def _shard(source: Path, out: Path, **options: Any) -> Manifest:
+    """In the source's order, and without processes of its own, unless the options say otherwise."""
+    options = {"shuffle": "no", "workers": 1, **options}
+    (sharded,) = shard_imagenet(ShardConfig(source=str(source), out=str(out), **options))
+    assert sharded.manifest is not None
+    return sharded.manifest
 
 
 def _bytes(folder: Path) -> dict[str, bytes]:
@@ -53,7 +58,7 @@ def mixed(class_folders: Path, make_photo: Photo, to_bytes: Encode) -> Path:
 def test_folder_and_manifest(mixed: Path, tmp_path: Path) -> None:
     out = tmp_path / "new" / "out"
     manifest = _shard(mixed, out, shard_bytes=12_000)
-    names = [f"shard-{i:06d}" for i in range(len(manifest.shards))]
+    names = [Path(shard.name).stem for shard in manifest.shards]
     assert len(names) > 2
     assert sorted(_bytes(out)) == sorted(
         ["index.npy", "manifest.json", "rejected.jsonl", *(f"{n}.tar" for n in names), *(f"{n}.idx" for n in names)]
@@ -168,27 +173,22 @@ def test_dali_would_write_the_same_index(mixed: Path, tmp_path: Path) -> None:
         assert (tmp_path / "out" / shard.name).with_suffix(".idx").read_text() == theirs.read_text()
 
 
-def test_a_shard_of_nothing_but_rejected_files_leaves_no_gap(
-    tmp_path: Path, make_photo: Photo, to_bytes: Encode
-) -> None:
+def test_a_shard_of_nothing_but_rejected_files_is_left_out(tmp_path: Path, make_photo: Photo, to_bytes: Encode) -> None:
     source = tmp_path / "source"
     source.mkdir()
     good = to_bytes(make_photo(0))
     for name, data in (("1.jpg", good), ("2.jpg", good[:-10]), ("3.jpg", good)):
         (source / name).write_bytes(data)
     manifest = _shard(source, tmp_path / "out", shard_bytes=1)
-    assert [shard.name for shard in manifest.shards] == ["shard-000000.tar", "shard-000001.tar"]
+    # What a shard is called depends on the plan alone, so that it can be made before the others are known.
+    assert [shard.name for shard in manifest.shards] == ["shard-000000.tar", "shard-000002.tar"]
     index = open_shards(tmp_path / "out")[1]
     assert index["shard"].tolist() == [0, 1]
-    with tarfile.open(tmp_path / "out" / "shard-000001.tar") as tar:
+    with tarfile.open(tmp_path / "out" / "shard-000002.tar") as tar:
         assert tar.getnames()[0] == "000000002.jpg"  # the key is the place in the source, whatever came before
-
-
-def test_plan_of_shards() -> None:
-    own = 5 * 512
-    assert list(plan_shards([1000] * 7, 3 * (1000 + own))) == [3, 3, 1]
-    assert list(plan_shards([10, 9_999_999, 10], 8000)) == [1, 1, 1]
-    assert list(plan_shards([], 8000)) == []
+    before = _bytes(tmp_path / "out")
+    assert _shard(source, tmp_path / "out", shard_bytes=1) == manifest
+    assert _bytes(tmp_path / "out") == before
 
 
 def test_shards_stay_within_their_size(class_folders: Path, tmp_path: Path) -> None:
@@ -198,32 +198,45 @@ def test_shards_stay_within_their_size(class_folders: Path, tmp_path: Path) -> N
     assert len(manifest.shards) < 12
 
 
-def test_strict_stops_and_leaves_nothing(mixed: Path, tmp_path: Path) -> None:
+def test_strict_stops_and_finished_shards_are_kept(mixed: Path, tmp_path: Path) -> None:
     with pytest.raises(CrispError, match=r"list.csv: beside the class folders; mend or remove it"):
         _shard(mixed, tmp_path / "out", strict=True)
+    assert not (tmp_path / "out").exists()
     (mixed / "list.csv").unlink()
     (mixed / "a b/notes.txt").unlink()
     with pytest.raises(CrispError, match=r"n01/cut.JPEG: damaged or unusual JPEG: Premature end.*; mend or remove it"):
         _shard(mixed, tmp_path / "out", strict=True, shard_bytes=12_000)
-    assert list((tmp_path / "out").iterdir()) == []
+    assert sorted(path.name for path in (tmp_path / "out").glob("*.tar")) == ["shard-000000.tar", "shard-000001.tar"]
+    assert not list((tmp_path / "out").rglob("*.partial"))
+    # Without --strict, the same folder goes on.
+    assert _shard(mixed, tmp_path / "out", shard_bytes=12_000) == _shard(mixed, tmp_path / "whole", shard_bytes=12_000)
+    assert _bytes(tmp_path / "out") == _bytes(tmp_path / "whole")
 
 
 def test_nothing_taken(tmp_path: Path) -> None:
     (tmp_path / "source").mkdir()
     (tmp_path / "source/a.txt").write_text("hello")
-    with pytest.raises(CrispError, match=r"none of its 1 files could be taken \(a.txt: not JPEG"):
+    with pytest.raises(CrispError, match=r"none of the 1 files could be taken \(a.txt: not JPEG"):
         _shard(tmp_path / "source", tmp_path / "out")
-    assert list((tmp_path / "out").iterdir()) == []
+    assert os.listdir(tmp_path / "out") == [".incomplete"]
 
 
 def test_an_output_in_use_is_never_touched(class_folders: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    _shard(class_folders, out)
+    manifest = _shard(class_folders, out)
     before = _bytes(out)
-    with pytest.raises(CrispError, match="holds shards already; choose another folder"):
+    assert _shard(class_folders, out) == manifest  # the same again: nothing to do
+    with pytest.raises(CrispError, match=r"out: holds shards that were made from something else \(max_pixels was"):
+        _shard(class_folders, out, max_pixels=1000)
+    (class_folders / "n01" / "more.JPEG").write_bytes(b"x")
+    with pytest.raises(
+        CrispError, match=r"made from something else \(files was 12, is 13, source was .*choose another"
+    ):
         _shard(class_folders, out)
+    (class_folders / "n01" / "more.JPEG").unlink()
+    assert _bytes(out) == before
     (out / "manifest.json").unlink()
-    with pytest.raises(CrispError, match=r"not empty, and no manifest.json in it .* choose another folder"):
+    with pytest.raises(CrispError, match=r"not empty \(index.npy\), and no manifest.json in it; choose another folder"):
         _shard(class_folders, out)
     before.pop("manifest.json")
     assert _bytes(out) == before
@@ -242,41 +255,93 @@ def test_an_output_that_cannot_be_made(class_folders: Path, tmp_path: Path) -> N
         _shard(class_folders, tmp_path / "file" / "out")
 
 
-def test_a_write_that_fails_leaves_nothing(class_folders: Path, tmp_path: Path) -> None:
+def test_a_disk_that_fills_up_leaves_nothing_half_written(class_folders: Path, tmp_path: Path) -> None:
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (15_000, limits[1]))  # as a disk that fills up
-        with pytest.raises(CrispError, match=r"out: File too large; mend that"):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (15_000, limits[1]))
+        with pytest.raises(CrispError, match=r"shard-000000.tar: File too large; mend that and start again"):
             _shard(class_folders, tmp_path / "out")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert list((tmp_path / "out").iterdir()) == []
+    assert os.listdir(tmp_path / "out") == [".incomplete"]
+    _shard(class_folders, tmp_path / "out")
+    _shard(class_folders, tmp_path / "whole")
+    assert _bytes(tmp_path / "out") == _bytes(tmp_path / "whole")
+
+
+def test_a_file_that_cannot_be_read_stops_the_run(class_folders: Path, tmp_path: Path) -> None:
+    # What cannot be read now may be readable later: it is no verdict on the image. (root may read anything, so the
+    # file turns into a folder behind the listing's back.)
+    victim = class_folders / "n01" / "Bild 1 ß.x.JPEG"
+    data = victim.read_bytes()
+    options = {"shuffle": "no", "workers": 1, "shard_bytes": 12_000}
+    cfg = ShardConfig(source=str(class_folders), out=str(tmp_path / "out"), **options)
+
+    def vanish(progress: Progress) -> None:
+        if victim.is_file():
+            victim.unlink()
+            victim.mkdir()
+
+    with pytest.raises(
+        CrispError, match=r"Bild 1 ß.x.JPEG: Is a directory; mend that and start again, finished shards"
+    ):
+        shard_imagenet(cfg, on_progress=vanish)
+    victim.rmdir()
+    victim.write_bytes(data)
+    assert not list((tmp_path / "out").rglob("*.partial"))
+    _shard(class_folders, tmp_path / "out", **options)
+    _shard(class_folders, tmp_path / "whole", **options)
+    assert _bytes(tmp_path / "out") == _bytes(tmp_path / "whole")
+
+
+def test_a_source_that_vanishes_and_one_that_changes(class_folders: Path, tmp_path: Path) -> None:
+    cfg = ShardConfig(source=str(class_folders), out=str(tmp_path / "out"), workers=1)
+    gone = tmp_path / "gone"
+
+    def vanish(progress: Progress) -> None:
+        if class_folders.exists():
+            class_folders.rename(gone)
+
+    with pytest.raises(CrispError, match="No such file or directory; mend that and start again"):
+        shard_imagenet(cfg, on_progress=vanish)
+    gone.rename(class_folders)
+
+    def grow(progress: Progress) -> None:
+        for path in class_folders.glob("*/*"):
+            path.write_bytes(path.read_bytes() + b"x")
+
+    with pytest.raises(CrispError, match="when it was listed: it was changed; mend that"):
+        shard_imagenet(cfg, on_progress=grow)
+    assert os.listdir(tmp_path / "out") == [".incomplete"]
 
 
 def test_bad_numbers_are_refused() -> None:
-    for option in ("shard_bytes", "max_pixels"):
+    for option in ("shard_bytes", "max_pixels", "shard_samples", "short_side"):
         with pytest.raises(CrispError, match=f"{option}=0: must be 1 or more"):
-            ShardConfig(source=Path(), out=Path(), **{option: 0})
-    with pytest.raises(CrispError, match="workers=-1: must be 0"):
-        ShardConfig(source=Path(), out=Path(), workers=-1)
+            ShardConfig(source="a", out="b", **{option: 0})
+    for option, value in (("workers", -1), ("seed", -1), ("quality", 0), ("quality", 101)):
+        with pytest.raises(CrispError, match=f"{option}={value}: must be "):
+            ShardConfig(source="a", out="b", **{option: value})
+    for partition in ("", "1", "2/2", "a/b", "-1/2", "0/0"):
+        with pytest.raises(CrispError, match="must be i/n with i from 0 to n-1"):
+            ShardConfig(source="a", out="b", partition=partition)
 
 
 def test_command_line_takes_source_and_out_by_position() -> None:
-    assert tyro.cli(ShardConfig, args=["a", "b", "--workers", "2"]) == ShardConfig(
-        source=Path("a"), out=Path("b"), workers=2
-    )
+    assert tyro.cli(ShardConfig, args=["a", "b", "--workers", "2"]) == ShardConfig(source="a", out="b", workers=2)
 
 
 def test_progress_counts_every_file(mixed: Path, tmp_path: Path) -> None:
-    calls: list[tuple[int, int]] = []
-    cfg = ShardConfig(source=mixed, out=tmp_path / "out", shard_bytes=12_000)
-    shard_imagenet(cfg, on_progress=lambda done, total: calls.append((done, total)))
-    assert calls == [(i, 17) for i in range(1, 18)]  # all but list.csv, which was not opened
+    calls: list[Progress] = []
+    cfg = ShardConfig(source=str(mixed), out=str(tmp_path / "out"), shard_bytes=12_000, workers=1)
+    shard_imagenet(cfg, on_progress=calls.append)
+    assert [call.files for call in calls] == [*range(1, 18), 17]  # all but list.csv, which was not opened
+    assert {(call.split, call.files_in_all) for call in calls} == {("", 17)}
 
 
 def test_closing_table(mixed: Path, tmp_path: Path) -> None:
     console = Console(file=io.StringIO(), width=80)
-    main(ShardConfig(source=mixed, out=tmp_path / "out"), console=console)
+    main(ShardConfig(source=str(mixed), out=str(tmp_path / "out")), console=console)
     text = console.file.getvalue()
     rows = dict([cell.strip() for cell in line.split("│")[1:3]] for line in text.splitlines() if line.startswith("│"))
     assert {key: rows[key] for key in ("samples", "classes", "shards", "rejected")} == {
@@ -297,14 +362,14 @@ def test_closing_table(mixed: Path, tmp_path: Path) -> None:
 
 def test_a_path_that_looks_like_markup_is_shown_as_it_is(class_folders: Path, tmp_path: Path) -> None:
     console = Console(file=io.StringIO(), width=200)
-    main(ShardConfig(source=class_folders, out=tmp_path / "[red]out[/]"), console=console)
+    main(ShardConfig(source=str(class_folders), out=str(tmp_path / "[red]out[/]")), console=console)
     assert "[red]out[/]" in console.file.getvalue()
 
 
 def test_torch_is_not_imported(class_folders: Path, tmp_path: Path) -> None:
     code = (
-        "import sys, pathlib; from crisp.shard_imagenet import ShardConfig, shard_imagenet\n"
-        "shard_imagenet(ShardConfig(source=pathlib.Path(sys.argv[1]), out=pathlib.Path(sys.argv[2])))\n"
+        "import sys; from crisp.shard_imagenet import ShardConfig, shard_imagenet\n"
+        "shard_imagenet(ShardConfig(source=sys.argv[1], out=sys.argv[2], workers=1))\n"
         "sys.exit(next((f'{m} was imported' for m in ('torch', 'webdataset') if m in sys.modules), 0))"
     )
     command = [sys.executable, "-c", code, str(class_folders), str(tmp_path / "out")]

@@ -7,20 +7,22 @@ neither checksums nor an end mark: a cut one is noticed, zeros within its length
 """
 
 import io
-import os
 import struct
 import zlib
 from dataclasses import dataclass
-from pathlib import Path
 
 import simplejpeg
 from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from crisp.shard_format import Codec, detect_codec
-from crisp.shard_imagenet.sources import Rejection, SourceFile
+from crisp.shard_imagenet.config import ShardConfig
+from crisp.shard_imagenet.listing import Entry, Rejection
+from crisp.shard_imagenet.reading import SourceReader
+from crisp.shard_imagenet.reencode import transform
 
 _MAX_BYTES = 2**32 - 1  # the index holds a length in 32 bits
+_LARGE_BYTES = 64 * 1024 * 1024
 _PNG_END = b"\x00\x00\x00\x00IEND\xaeB`\x82"
 # What Pillow's readers raise on damaged files; a test feeds them thousands.
 _PILLOW_ERRORS = (OSError, SyntaxError, ValueError, IndexError, TypeError, EOFError, struct.error, zlib.error)
@@ -28,9 +30,9 @@ _PILLOW_ERRORS = (OSError, SyntaxError, ValueError, IndexError, TypeError, EOFEr
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sample:
-    """An image that was taken: its file's bytes, untouched, and what the index says of it."""
+    """An image that was taken: the bytes to store, and what the index says of them."""
 
-    file: SourceFile
+    entry: Entry
     data: bytes
     codec: Codec
     height: int
@@ -40,46 +42,60 @@ class Sample:
     """CRC-32 of `data`"""
 
 
-class _RejectedError(Exception):
-    """Carries the reason."""
+class RejectedError(Exception):
+    """Carries the reason why a file is not taken."""
 
 
-def examine(root: Path, file: SourceFile, *, max_pixels: int) -> Sample | Rejection:
-    """Read and check one file. Safe in threads; reading, decoding and the checksum release the interpreter lock."""
+def examine(entry: Entry, reader: SourceReader, cfg: ShardConfig) -> Sample | Rejection:
+    """Read and check one file, and re-encode it if `cfg` wants that. Safe in threads.
+
+    Raises:
+        OSError: the file cannot be read. That is no verdict on the image: the run stops, and goes on when it can.
+    """
     try:
-        data, codec = _read(root / file.path)
-        height, width = _check(data, codec, max_pixels)
-    except OSError as error:
-        return Rejection(file.path, f"unreadable: {error.strerror}")
-    except _RejectedError as rejected:
-        return Rejection(file.path, str(rejected))
-    return Sample(file=file, data=data, codec=codec, height=height, width=width, checksum=zlib.crc32(data))
+        data, codec = _read(entry, reader)
+        height, width = check(data, codec, max_pixels=cfg.max_pixels)
+        if cfg.short_side is not None or cfg.orient:
+            data, codec, height, width = transform(data, codec, height, width, cfg)
+    except RejectedError as rejected:
+        return Rejection(entry.name, str(rejected))
+    return Sample(entry=entry, data=data, codec=codec, height=height, width=width, checksum=zlib.crc32(data))
 
 
-def _read(path: Path) -> tuple[bytes, Codec]:
-    with path.open("rb", buffering=0) as stream:
-        head = stream.read(12)
-        codec = detect_codec(head)
-        if not head:
-            raise _RejectedError("empty")
-        if head[:4] == b"GIF8":
-            raise _RejectedError("GIF: DALI cannot decode it")
-        if codec is None:
-            raise _RejectedError(f"not JPEG, PNG or WebP: it begins with {head!r}")
-        if (size := os.fstat(stream.fileno()).st_size) > _MAX_BYTES:
-            raise _RejectedError(f"too large: {size} bytes")
-        stream.seek(0)
-        return stream.readall(), codec
+def _read(entry: Entry, reader: SourceReader) -> tuple[bytes, Codec]:
+    if entry.size > _MAX_BYTES:
+        raise RejectedError(f"too large: {entry.size} bytes")
+    if entry.size > _LARGE_BYTES:  # such as an archive that was forgotten there: not read for nothing
+        _codec(reader.head(entry, 12))
+    data = reader.read(entry)
+    if data is None:
+        raise RejectedError("no bytes in its row")
+    return data, _codec(data[:12])
 
 
-def _check(data: bytes, codec: Codec, max_pixels: int) -> tuple[int, int]:
-    """Decode strictly; the size (height, width) in pixels."""
+def _codec(head: bytes) -> Codec:
+    if not head:
+        raise RejectedError("empty")
+    if head[:4] == b"GIF8":
+        raise RejectedError("GIF: DALI cannot decode it")
+    codec = detect_codec(head)
+    if codec is None:
+        raise RejectedError(f"not JPEG, PNG or WebP: it begins with {head!r}")
+    return codec
+
+
+def check(data: bytes, codec: Codec, *, max_pixels: int) -> tuple[int, int]:
+    """Decode strictly; the size (height, width) in pixels.
+
+    Raises:
+        RejectedError: the image is damaged, or has too many pixels.
+    """
     if codec is Codec.JPEG:
         return _check_jpeg(data, max_pixels)
     try:
         return _check_png(data, max_pixels) if codec is Codec.PNG else _check_webp(data, max_pixels)
     except _PILLOW_ERRORS as error:
-        raise _RejectedError(f"damaged {codec.name}: {error}") from error
+        raise RejectedError(f"damaged {codec.name}: {error}") from error
 
 
 def _check_jpeg(data: bytes, max_pixels: int) -> tuple[int, int]:
@@ -90,7 +106,7 @@ def _check_jpeg(data: bytes, max_pixels: int) -> tuple[int, int]:
         _check_pixels(height, width, max_pixels)
         simplejpeg.decode_jpeg(data, "gray", fastdct=True, fastupsample=True, min_height=1, min_width=1, min_factor=8)
     except ValueError as error:
-        raise _RejectedError(f"damaged or unusual JPEG: {error}") from error
+        raise RejectedError(f"damaged or unusual JPEG: {error}") from error
     return height, width
 
 
@@ -101,7 +117,7 @@ def _check_png(data: bytes, max_pixels: int) -> tuple[int, int]:
     PngImageFile(io.BytesIO(data)).verify()  # every chunk's checksum
     PngImageFile(io.BytesIO(data)).load()
     if _PNG_END not in data[-65536:]:
-        raise _RejectedError("damaged PNG: no end mark")
+        raise RejectedError("damaged PNG: no end mark")
     return height, width
 
 
@@ -110,11 +126,11 @@ def _check_webp(data: bytes, max_pixels: int) -> tuple[int, int]:
     width, height = image.size
     _check_pixels(height, width, max_pixels)
     if image.n_frames > 1:
-        raise _RejectedError(f"animated WebP: {image.n_frames} frames")
+        raise RejectedError(f"animated WebP: {image.n_frames} frames")
     image.load()
     return height, width
 
 
 def _check_pixels(height: int, width: int, max_pixels: int) -> None:
     if height * width > max_pixels:
-        raise _RejectedError(f"too many pixels: {width}x{height}, more than {max_pixels}")
+        raise RejectedError(f"too many pixels: {width}x{height}, more than {max_pixels}")

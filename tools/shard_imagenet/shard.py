@@ -1,155 +1,234 @@
-"""The whole job: list, examine in threads, write in order, then index, rejections and, last, the manifest."""
+"""The whole job: list the source, plan the shards, have those made that are missing, and complete the folder."""
 
-import contextlib
-import functools
-import json
-import os
-from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import islice
+import importlib.metadata
+import logging
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from crisp.errors import CrispError
-from crisp.shard_format import INDEX_DTYPE, INDEX_FILE, MANIFEST_FILE, REJECTED_FILE, Manifest, ShardInfo, fingerprint
+from crisp.shard_format import Manifest
 from crisp.shard_imagenet.config import ShardConfig
+from crisp.shard_imagenet.engines import run_local, run_ray
 from crisp.shard_imagenet.examine import Sample, examine
-from crisp.shard_imagenet.sources import Rejection, Source, list_source
-from crisp.shard_imagenet.writer import plan_shards, whole_file, write_shard
+from crisp.shard_imagenet.folder import Begun, begin, complete, finished_shards, locked
+from crisp.shard_imagenet.listing import Listing
+from crisp.shard_imagenet.plan import Plan, plan_shards
+from crisp.shard_imagenet.reading import SourceReader
+from crisp.shard_imagenet.sources import list_source
+from crisp.shard_imagenet.storage import Location
+from crisp.shard_imagenet.work import Job, ShardDone, ShardTask, stopped
 
-_T = TypeVar("_T")
-_R = TypeVar("_R")
+log = logging.getLogger(__name__)
+
+_PROBES = 256  # images re-encoded beforehand, to know how large they become
 
 
-def shard_imagenet(cfg: ShardConfig, *, on_progress: Callable[[int, int], None] | None = None) -> Manifest:
-    """Write the images of `cfg.source` as shards in `cfg.out`; the output's bytes do not depend on `cfg.workers`.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Progress:
+    """How far one split is."""
 
-    Threads, not processes, decode: decoding releases the interpreter lock, and the bytes need not be copied between
-    processes. The one thread that writes takes about 3500 samples of 110 kB a second.
+    split: str
+    files: int
+    """Done, those of earlier runs included"""
+    files_in_all: int
+    """Of this run's partition"""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Planned:
+    """A split before anything is written."""
+
+    listing: Listing
+    plan: Plan
+    out: Location
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sharded:
+    """A split after the run."""
+
+    split: str
+    """'train' or 'val'; '' if the source has only one"""
+    out: Location
+    manifest: Manifest | None
+    """None while other partitions are not done"""
+    files: int
+    """Read by this run; those of shards that were finished before are not"""
+    elapsed_s: float
+    """Of this run, after listing and planning"""
+    peak_rss_bytes: int
+    """Of the largest worker; 0 if nothing was made"""
+
+
+def shard_imagenet(cfg: ShardConfig, *, on_progress: Callable[[Progress], None] | None = None) -> list[Sharded]:
+    """Write the images of `cfg.source` as shards in `cfg.out`, one folder per split if there are two.
+
+    The bytes of the output depend on the source and the choices alone: not on workers, engine, partitions, or how often
+    the run was stopped. Shards that are finished are not made again.
 
     Args:
-        cfg: what to do.
-        on_progress: called with (files done, files in all) after each file.
+        cfg: what to do; `cfg.dry_run` is not looked at.
+        on_progress: called now and then, and at the end of each split.
 
     Raises:
-        CrispError: no source, an output that is not empty, nothing taken, a rejection under `cfg.strict`, or any
-            failure to list or write. What was written so far is then removed.
+        CrispError: no source, an output that holds something else, nothing taken, a rejection under `cfg.strict`, or
+            any failure to read or write. Finished shards are kept.
     """
-    try:
-        _check_out(cfg)
-        source = list_source(cfg.source)
-        cfg.out.mkdir(parents=True, exist_ok=True)
-        with contextlib.ExitStack() as undo:
-            undo.callback(_remove_all, cfg.out)  # it was empty: all in it is ours
-            manifest = _shard(cfg, source, on_progress)
-            undo.pop_all()
-        return manifest
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise CrispError(f"{error.filename or cfg.out}: {reason}; mend that and shard again") from error
+    with _named_errors(cfg), tempfile.TemporaryDirectory(prefix="crisp-") as tables:
+        return [_shard(cfg, planned, on_progress) for planned in _plan(cfg, Path(tables))]
 
 
-def _check_out(cfg: ShardConfig) -> None:
-    out = cfg.out
-    if out.resolve().is_relative_to(cfg.source.resolve()):
-        raise CrispError(f"{out}: lies in the source {cfg.source}; choose a folder outside of it")
-    if (out / MANIFEST_FILE).exists():
-        raise CrispError(f"{out}: holds shards already; choose another folder, or remove this one first")
-    if out.is_dir() and any(out.iterdir()):
-        raise CrispError(
-            f"{out}: not empty, and no {MANIFEST_FILE} in it (something else, or a run that was killed); "
-            f"choose another folder, or remove this one first"
-        )
+def plan_only(cfg: ShardConfig) -> list[Planned]:
+    """What `shard_imagenet` would do. The listings' tables are gone, only their lengths and rejections are left.
+
+    Raises:
+        CrispError: as `shard_imagenet`, as far as it is seen without decoding.
+    """
+    with _named_errors(cfg), tempfile.TemporaryDirectory(prefix="crisp-") as tables:
+        return _plan(cfg, Path(tables))
 
 
-def _shard(cfg: ShardConfig, source: Source, on_progress: Callable[[int, int], None] | None) -> Manifest:
-    rejections = list(source.rejections)
-    if cfg.strict and rejections:
-        raise _stopped(cfg, rejections[0])
-    shards: list[ShardInfo] = []
-    rows = [np.empty(0, INDEX_DTYPE)]
-    workers = cfg.workers or len(os.sched_getaffinity(0))
-    check = functools.partial(examine, cfg.source, max_pixels=cfg.max_pixels)
-    with (
-        ThreadPoolExecutor(workers, "examine") as pool,
-        contextlib.closing(_map_in_order(pool, check, source.files, ahead=4 * workers)) as outcomes,
-    ):
-        done = 0
+class _named_errors:  # noqa: N801  (used as a statement)
+    """Failures of a disk or a store as one line."""
 
-        def taken(count: int) -> Iterator[Sample]:
-            nonlocal done
-            for outcome in islice(outcomes, count):
-                done += 1
-                if isinstance(outcome, Sample):
-                    yield outcome
-                elif cfg.strict:
-                    raise _stopped(cfg, outcome)
-                else:
-                    rejections.append(outcome)
-                if on_progress is not None:
-                    on_progress(done, len(source.files))
+    def __init__(self, cfg: ShardConfig) -> None:
+        self._cfg = cfg
 
-        for count in plan_shards((file.size for file in source.files), cfg.shard_bytes):
-            written = write_shard(cfg.out, len(shards), taken(count))
-            if written is not None:
-                shards.append(written[0])
-                rows.append(written[1])
-    if not shards:
-        first = min(rejections)
-        raise CrispError(
-            f"{cfg.source}: none of its {len(source.files)} files could be taken ({first.source}: {first.reason}); "
-            f"give a folder of JPEG, PNG or WebP images"
-        )
-    return _finish(cfg.out, source, shards, np.concatenate(rows), sorted(rejections))
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, OSError):
+            where, reason = error.filename or self._cfg.out, error.strerror or str(error)
+            raise CrispError(f"{where}: {reason}; mend that and start again, finished shards are kept") from error
 
 
-def _finish(
-    out: Path, source: Source, shards: list[ShardInfo], index: NDArray[np.void], rejections: list[Rejection]
-) -> Manifest:
-    manifest = Manifest(
-        samples=len(index),
-        rejected=len(rejections),
-        classes=source.classes,
-        shards=tuple(shards),
-        index_fingerprint=fingerprint(index),
+def _plan(cfg: ShardConfig, tables: Path) -> list[Planned]:
+    out = Location.of(cfg.out)
+    _check_apart(Location.of(cfg.source), out)
+    planned = []
+    for listing in list_source(cfg, tables):
+        if cfg.strict and listing.rejections:
+            raise stopped(cfg, listing.rejections[0])
+        plan = plan_shards(listing, cfg, ratio=_ratio(cfg, listing))
+        planned.append(Planned(listing=listing, plan=plan, out=out / listing.split if listing.split else out))
+    return planned
+
+
+def _check_apart(source: Location, out: Location) -> None:
+    if source.local is not None and out.local is not None:
+        inside = out.local.resolve().is_relative_to(source.local.resolve())
+    else:
+        inside = f"{out}/".startswith(f"{source}/")
+    if inside:
+        raise CrispError(f"{out}: lies in the source {source}; choose a folder outside of it")
+
+
+def _ratio(cfg: ShardConfig, listing: Listing) -> float:
+    """Bytes of a re-encoded image over those of its file, from some that are spread evenly over the source."""
+    if cfg.short_side is None or cfg.shard_samples is not None:
+        return 1.0
+    numbers = np.unique(np.linspace(0, len(listing) - 1, min(_PROBES, len(listing))).astype(np.int64))
+    reader = SourceReader(listing.containers)
+    before = after = 0
+    for entry in listing.entries(numbers):
+        outcome = examine(entry, reader, cfg)
+        if isinstance(outcome, Sample):
+            before, after = before + entry.size, after + len(outcome.data)
+    reader.close()
+    return after / before if before else 1.0
+
+
+def _shard(cfg: ShardConfig, planned: Planned, on_progress: Callable[[Progress], None] | None) -> Sharded:
+    listing, plan, out = planned.listing, planned.plan, planned.out
+    started_s = time.perf_counter()
+    begun = Begun(
+        shards=plan.shards,
+        made_from=_made_from(cfg, listing, plan),
+        classes=listing.classes,
+        rejections=listing.rejections,
     )
-    with whole_file(out / INDEX_FILE) as stream:
-        np.save(stream, index)
-    with whole_file(out / REJECTED_FILE) as stream:
-        stream.writelines(json.dumps(rejection._asdict()).encode() + b"\n" for rejection in rejections)
-    with whole_file(out / MANIFEST_FILE) as stream:  # last: with it the folder is complete
-        stream.write(json.dumps(manifest.to_json(), indent=1).encode() + b"\n")
-    return manifest
+    begin(out, begun)
+    number, parts = cfg.part
+    with locked(out, cfg.part):
+        finished = finished_shards(out, begun)
+        ours = range(number, plan.shards, parts)
+        missing = [shard for shard in ours if shard not in finished]
+        sizes = np.diff(plan.starts)
+        total, earlier = sum(int(sizes[shard]) for shard in ours), sum(int(sizes[s]) for s in ours if s in finished)
+        if earlier:
+            log.info("%s: %d of %d shards are finished", out, len(ours) - len(missing), len(ours))
+        peak = 0
 
+        def done(shard: ShardDone) -> None:
+            nonlocal peak
+            peak = max(peak, shard.peak_rss_bytes)
 
-def _stopped(cfg: ShardConfig, rejection: Rejection) -> CrispError:
-    return CrispError(
-        f"{cfg.source / rejection.source}: {rejection.reason}; mend or remove it, or shard without --strict to have "
-        f"such files listed and left out"
+        def show(files: int) -> None:
+            if on_progress is not None:
+                on_progress(Progress(split=listing.split, files=earlier + files, files_in_all=total))
+
+        if missing:
+            _run(
+                cfg,
+                Job(cfg=cfg, containers=listing.containers, out=out),
+                _tasks(planned, missing),
+                len(missing),
+                done,
+                show,
+            )
+        show(total - earlier)
+        # Whoever finishes last finds the others' shards; two at once write the same bytes.
+        is_last = parts == 1 or len(finished_shards(out, begun)) == plan.shards
+        manifest = complete(out) if is_last else None
+    return Sharded(
+        split=listing.split,
+        out=out,
+        manifest=manifest,
+        files=total - earlier,
+        elapsed_s=time.perf_counter() - started_s,
+        peak_rss_bytes=peak,
     )
 
 
-def _remove_all(folder: Path) -> None:
-    for path in folder.iterdir():
-        path.unlink()
+def _run(
+    cfg: ShardConfig,
+    job: Job,
+    tasks: Iterator[ShardTask],
+    shards: int,
+    on_done: Callable[[ShardDone], None],
+    on_files: Callable[[int], None],
+) -> None:
+    if cfg.engine == "ray":
+        run_ray(job, tasks, workers=cfg.workers, address=cfg.ray_address, on_done=on_done, on_files=on_files)
+    else:
+        run_local(job, tasks, shards=shards, workers=cfg.workers, on_done=on_done, on_files=on_files)
 
 
-def _map_in_order(
-    pool: ThreadPoolExecutor, function: Callable[[_T], _R], items: Iterable[_T], *, ahead: int
-) -> Generator[_R, None, None]:
-    """Results in the order of `items`, with at most `ahead` of them waiting in memory."""
-    pending: deque[Future[_R]] = deque()
-    try:
-        for item in items:
-            pending.append(pool.submit(function, item))
-            if len(pending) == ahead:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
-    finally:
-        for future in pending:
-            future.cancel()
+def _tasks(planned: Planned, shards: list[int]) -> Iterator[ShardTask]:
+    return (ShardTask(shard, planned.listing.entries(planned.plan.numbers(shard))) for shard in shards)
+
+
+def _made_from(cfg: ShardConfig, listing: Listing, plan: Plan) -> dict[str, Any]:
+    """What the shards' bytes depend on. Who makes some of them later must have the same."""
+    made_from: dict[str, Any] = {
+        "files": len(listing),
+        "source": listing.fingerprint(),
+        "shards": plan.shards,
+        "shard_bytes": cfg.shard_bytes if cfg.shard_samples is None else None,
+        "shard_samples": cfg.shard_samples,
+        "shuffle_seed": plan.seed,
+        "max_pixels": cfg.max_pixels,
+        "short_side": cfg.short_side,
+        "orient": cfg.orient,
+    }
+    if cfg.short_side is not None or cfg.orient:
+        codecs = ("simplejpeg", "pillow")
+        made_from |= {"quality": cfg.quality} | {name: importlib.metadata.version(name) for name in codecs}
+    return made_from

@@ -1,20 +1,18 @@
 """One shard: a WebDataset tar by webdataset's own writer, DALI's index of it, and its rows of `index.npy`.
 
-Members of a sample, keyed by its number in the source: KEY.jpg (.png, .webp) with the file's bytes, KEY.cls with the
+Members of a sample, keyed by its number in the source: KEY.jpg (.png, .webp) with the image's bytes, KEY.cls with the
 label (absent where there is none, as WebDataset has it), KEY.json with source, height and width. Times and owners
 are fixed: equal samples give equal bytes.
 """
 
-import contextlib
 import functools
 import importlib
 import importlib.util
 import itertools
 import json
-import os
 import sys
-from collections.abc import Iterable, Iterator
-from pathlib import Path
+import zlib
+from collections.abc import Callable, Iterable
 from types import ModuleType
 from typing import IO, Any
 
@@ -23,32 +21,36 @@ from numpy.typing import NDArray
 
 from crisp.shard_format import INDEX_DTYPE, ShardInfo
 from crisp.shard_imagenet.examine import Sample
+from crisp.shard_imagenet.storage import Location
 
-_BLOCK = 512  # of a tar: a member is one block of header (its names are short) and its data, padded to blocks
-
-
-def plan_shards(sizes: Iterable[int], shard_bytes: int) -> Iterator[int]:
-    """Number of consecutive files of each shard, from their sizes alone.
-
-    What is rejected later makes a shard smaller and moves nothing else: a shard depends on its own files only, so
-    shards can be written by anyone, in any order, or again.
-    """
-    members = 3 * _BLOCK + 2 * _BLOCK  # headers, and about a block each for .cls and .json
-    count, total = 0, 0
-    for size in sizes:
-        size += members
-        if count and total + size > shard_bytes:
-            yield count
-            count, total = 0, 0
-        count, total = count + 1, total + size
-    if count:
-        yield count
+BLOCK = 512  # of a tar: a member is one block of header (its names are short) and its data, padded to blocks
+SAMPLE_OVERHEAD_BYTES = 3 * BLOCK + 2 * BLOCK
+"""What a sample takes beside its image: headers, and about a block each for .cls and .json"""
 
 
-def write_shard(folder: Path, number: int, samples: Iterable[Sample]) -> tuple[ShardInfo, NDArray[np.void]] | None:
-    """Write `shard-NUMBER.tar` and `.idx` and return their entry and index rows [samples] of INDEX_DTYPE.
+def shard_name(number: int) -> str:
+    """Without extension."""
+    return f"shard-{number:06d}"
 
-    Both appear under their names when whole. Without any sample nothing is written, and the result is None.
+
+def write_shard(
+    folder: Location,
+    number: int,
+    samples: Iterable[Sample],
+    *,
+    before_naming: Callable[[ShardInfo | None, NDArray[np.void]], None],
+) -> ShardInfo | None:
+    """Write `shard-NUMBER.tar` and `.idx`; each appears under its name when it is whole, the tar last.
+
+    Args:
+        folder: where to.
+        number: of the shard; rows carry it.
+        samples: in order. Without any, nothing is written.
+        before_naming: called with the shard's entry and its rows [samples] of INDEX_DTYPE when all is written, before
+            the tar takes its name; with None and no row if there is no sample.
+
+    Returns:
+        The shard's entry; None if there is no sample.
 
     Raises:
         OSError: as from any writing.
@@ -56,56 +58,57 @@ def write_shard(folder: Path, number: int, samples: Iterable[Sample]) -> tuple[S
     samples = iter(samples)
     first = next(samples, None)
     if first is None:
+        before_naming(None, np.empty(0, INDEX_DTYPE))
         return None
-    name = f"shard-{number:06d}"
+    name = shard_name(number)
     rows: list[tuple[int, ...]] = []
     lines: list[str] = []
-    with (
-        whole_file(folder / f"{name}.tar") as stream,
-        _tar_writer()(stream, encoder=False, mtime=0, user="crisp", group="crisp", mode=0o444) as writer,
-    ):
-        for sample in itertools.chain([first], samples):
-            members = _members(sample)
-            offsets = [_append(writer, sample, extension, data) for extension, data in members.items()]
-            lines.append(_dali_line(sample, members, offsets))
-            rows.append(_row(sample, offsets[0], number))
-    size = (folder / f"{name}.tar").stat().st_size
-    with whole_file(folder / f"{name}.idx") as stream:
-        stream.write(f"v1.2 {len(lines)}\n{''.join(lines)}".encode())
-    return ShardInfo(name=f"{name}.tar", samples=len(rows), bytes=size), np.array(rows, INDEX_DTYPE)
+    with (folder / f"{name}.tar").whole_file() as file:
+        stream = _Checksummed(file)
+        with _tar_writer()(stream, encoder=False, mtime=0, user="crisp", group="crisp", mode=0o444) as writer:
+            for sample in itertools.chain([first], samples):
+                members = _members(sample)
+                offsets = [_append(writer, sample, extension, data) for extension, data in members.items()]
+                lines.append(_dali_line(sample, members, offsets))
+                rows.append(_row(sample, offsets[0], number))
+        info = ShardInfo(name=f"{name}.tar", samples=len(rows), bytes=stream.size, checksum=stream.checksum)
+        with (folder / f"{name}.idx").whole_file() as index:
+            index.write(f"v1.2 {len(lines)}\n{''.join(lines)}".encode())
+        before_naming(info, np.array(rows, INDEX_DTYPE))
+    return info
 
 
-@contextlib.contextmanager
-def whole_file(path: Path) -> Iterator[IO[bytes]]:
-    """A file to write that takes its name when it is complete and on the disk; on any error it is removed."""
-    partial = path.with_name(path.name + ".partial")
-    try:
-        with partial.open("wb") as stream:
-            yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+class _Checksummed:
+    """What is written to a file, counted and checked on the way."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self.size = 0
+        self.checksum = 0
+
+    def write(self, data: bytes) -> int:
+        self.size += len(data)
+        self.checksum = zlib.crc32(data, self.checksum)
+        return self._file.write(data)
 
 
 def _key(sample: Sample) -> str:
-    return f"{sample.file.number:09d}"  # no dot: readers split a member's name at its first one
+    return f"{sample.entry.number:09d}"  # no dot: readers split a member's name at its first one
 
 
 def _members(sample: Sample) -> dict[str, bytes]:
     """Bytes by extension, the image first."""
     members = {sample.codec.extension: sample.data}
-    if sample.file.label >= 0:
-        members["cls"] = str(sample.file.label).encode()
-    about = {"source": sample.file.path, "height": sample.height, "width": sample.width}
+    if sample.entry.label >= 0:
+        members["cls"] = str(sample.entry.label).encode()
+    about = {"source": sample.entry.name, "height": sample.height, "width": sample.width}
     members["json"] = json.dumps(about).encode()  # ASCII: also names that are not valid UTF-8 survive
     return members
 
 
 def _append(writer: Any, sample: Sample, extension: str, data: bytes) -> int:
     """Add one member; the offset of its data in the tar."""
-    offset: int = writer.tarstream.offset + _BLOCK
+    offset: int = writer.tarstream.offset + BLOCK
     writer.write({"__key__": _key(sample), extension: data})
     return offset
 
@@ -126,7 +129,7 @@ def _row(sample: Sample, offset: int, shard: int) -> tuple[int, ...]:
         "shard": shard,
         "height": sample.height,
         "width": sample.width,
-        "label": sample.file.label,
+        "label": sample.entry.label,
         "checksum": sample.checksum,
         "codec": sample.codec,
     }

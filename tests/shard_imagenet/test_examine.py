@@ -10,7 +10,7 @@ import simplejpeg
 from PIL import Image
 
 from crisp.shard_format import Codec
-from crisp.shard_imagenet.config import ShardConfig
+from crisp.shard_imagenet.config import MAX_PIXELS, ShardConfig
 from crisp.shard_imagenet.examine import Sample, examine
 from crisp.shard_imagenet.listing import Container, Entry, Rejection
 from crisp.shard_imagenet.reading import SourceReader
@@ -131,6 +131,31 @@ def test_the_limit_on_pixels(
     assert check(data, max_pixels=2399) == Rejection("x.JPEG", "too many pixels: 60x40, more than 2399")
 
 
+def test_a_damaged_jpeg_is_rejected_where_the_re_encoding_is_the_check(
+    tmp_path: Path, make_photo: Photo, to_bytes: Encode
+) -> None:
+    cfg = ShardConfig(source=str(tmp_path), out="nowhere", short_side=30, max_pixels=5400)
+    reader = SourceReader([Container("folder", Location.of(tmp_path))])
+    reasons = {}
+    for name, data in (
+        ("whole", to_bytes(make_photo(0))),
+        ("cut", to_bytes(make_photo(0))[:-100]),
+        ("headless", to_bytes(make_photo(0))[:4]),
+        ("CMYK, cut", to_bytes(make_photo(0).convert("CMYK"))[:-100]),
+        ("large", to_bytes(make_photo(0, 80, 90))),
+    ):
+        (tmp_path / name).write_bytes(data)
+        outcome = examine(Entry(0, name, 3, 0, 0, len(data)), reader, cfg)
+        reasons[name] = outcome.reason if isinstance(outcome, Rejection) else (outcome.height, outcome.width)
+    assert reasons.pop("headless").startswith("damaged or unusual JPEG: ")
+    assert reasons == {
+        "whole": (30, 45),
+        "cut": "damaged or unusual JPEG: Premature end of JPEG file",
+        "CMYK, cut": "damaged or unusual JPEG: Premature end of JPEG file",
+        "large": "too many pixels: 90x80, more than 5400",
+    }
+
+
 def test_an_enormous_png_is_refused_by_its_header(
     check: Callable[..., Sample | Rejection], make_photo: Photo, to_bytes: Encode
 ) -> None:
@@ -192,7 +217,7 @@ def test_the_quick_jpeg_check_judges_as_a_full_decode(
             decodes = True
         except ValueError:
             decodes = False
-        outcome = check(data, max_pixels=2**40)
+        outcome = check(data, max_pixels=MAX_PIXELS)
         assert isinstance(outcome, Sample) == (decodes and data[:3] == b"\xff\xd8\xff")
         verdicts.append(decodes)
     assert 20 < sum(verdicts) < 480  # both verdicts were met

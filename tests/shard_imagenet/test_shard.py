@@ -20,6 +20,7 @@ from crisp.errors import CrispError
 from crisp.shard_format import INDEX_DTYPE, Codec, Manifest, open_shards
 from crisp.shard_imagenet import ShardConfig, shard_imagenet
 from crisp.shard_imagenet.command import main
+from crisp.shard_imagenet.config import MAX_PIXELS
 from crisp.shard_imagenet.shard import Progress
 
 Photo = Callable[..., Image.Image]
@@ -322,6 +323,9 @@ def test_bad_numbers_are_refused() -> None:
     for option, value in (("workers", -1), ("seed", -1), ("quality", 0), ("quality", 101)):
         with pytest.raises(CrispError, match=f"{option}={value}: must be "):
             ShardConfig(source="a", out="b", **{option: value})
+    with pytest.raises(CrispError, match="max_pixels=178956971: must be 178956970 or less"):
+        ShardConfig(source="a", out="b", max_pixels=178_956_971)
+    assert 2 * Image.MAX_IMAGE_PIXELS == MAX_PIXELS
     for partition in ("", "1", "2/2", "a/b", "-1/2", "0/0"):
         with pytest.raises(CrispError, match="must be i/n with i from 0 to n-1"):
             ShardConfig(source="a", out="b", partition=partition)

@@ -7,6 +7,9 @@ from tyro.conf import Positional, arg
 
 from crisp.errors import CrispError
 
+MAX_PIXELS = 178_956_970
+"""Twice Pillow's `Image.MAX_IMAGE_PIXELS`: beyond it, renderers could not decode what is not a plain JPEG"""
+
 Layout = Literal["auto", "folders", "imagenet-tars", "kaggle", "webdataset", "parquet"]
 
 
@@ -70,6 +73,10 @@ class ShardConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise CrispError(f"{name}={value}: must be 1 or more")
+        if self.max_pixels > MAX_PIXELS:
+            raise CrispError(
+                f"max_pixels={self.max_pixels}: must be {MAX_PIXELS} or less, Pillow decodes no larger image"
+            )
         if self.workers < 0:
             raise CrispError(f"workers={self.workers}: must be 0 (automatic) or more")
         if self.seed < 0:

@@ -19,7 +19,7 @@ from crisp.shard_format import Codec, detect_codec
 from crisp.shard_imagenet.config import ShardConfig
 from crisp.shard_imagenet.listing import Entry, Rejection
 from crisp.shard_imagenet.reading import SourceReader
-from crisp.shard_imagenet.reencode import transform
+from crisp.shard_imagenet.reencode import replaces_check, transform
 
 _MAX_BYTES = 2**32 - 1  # the index holds a length in 32 bits
 _LARGE_BYTES = 64 * 1024 * 1024
@@ -54,9 +54,7 @@ def examine(entry: Entry, reader: SourceReader, cfg: ShardConfig) -> Sample | Re
     """
     try:
         data, codec = _read(entry, reader)
-        height, width = check(data, codec, max_pixels=cfg.max_pixels)
-        if cfg.short_side is not None or cfg.orient:
-            data, codec, height, width = transform(data, codec, height, width, cfg)
+        data, codec, height, width = _checked(data, codec, cfg)
     except RejectedError as rejected:
         return Rejection(entry.name, str(rejected))
     return Sample(entry=entry, data=data, codec=codec, height=height, width=width, checksum=zlib.crc32(data))
@@ -82,6 +80,22 @@ def _codec(head: bytes) -> Codec:
     if codec is None:
         raise RejectedError(f"not JPEG, PNG or WebP: it begins with {head!r}")
     return codec
+
+
+def _checked(data: bytes, codec: Codec, cfg: ShardConfig) -> tuple[bytes, Codec, int, int]:
+    """Decode strictly, and re-encode if that is wanted: what to store, and its size (height, width)."""
+    if cfg.short_side is None and not cfg.orient:
+        return data, codec, *check(data, codec, max_pixels=cfg.max_pixels)
+    if codec is Codec.JPEG:  # most of them need not be decoded twice
+        try:
+            height, width, _, _ = simplejpeg.decode_jpeg_header(data)
+            _check_pixels(height, width, cfg.max_pixels)
+            if replaces_check(data, codec, height, width, cfg):
+                return transform(data, codec, height, width, cfg)
+        except ValueError as error:
+            raise RejectedError(f"damaged or unusual JPEG: {error}") from error
+    height, width = check(data, codec, max_pixels=cfg.max_pixels)
+    return transform(data, codec, height, width, cfg)
 
 
 def check(data: bytes, codec: Codec, *, max_pixels: int) -> tuple[int, int]:

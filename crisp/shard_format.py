@@ -14,6 +14,7 @@ import enum
 import hashlib
 import json
 import os
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -96,8 +97,9 @@ class Manifest:
     version: int = FORMAT_VERSION
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON types; a shard is a list of its four values."""
-        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        """As JSON types, with a checksum of all the rest; a shard is a list of its four values."""
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return values | {_CHECKSUM: _checksum(values)}
 
     @staticmethod
     def from_json(values: dict[str, Any]) -> "Manifest":
@@ -106,9 +108,18 @@ class Manifest:
         Raises:
             KeyError, TypeError, ValueError: not what `to_json` gives.
         """
+        values = {name: value for name, value in values.items() if name != _CHECKSUM}
         return Manifest(
             **{**values, "classes": tuple(values["classes"]), "shards": tuple(map(_shard_info, values["shards"]))}
         )
+
+
+_CHECKSUM = "checksum"
+
+
+def _checksum(values: dict[str, Any]) -> int:
+    """CRC-32 of a manifest's other fields, as JSON."""
+    return zlib.crc32(json.dumps({name: value for name, value in values.items() if name != _CHECKSUM}).encode())
 
 
 def _shard_info(values: list[Any]) -> ShardInfo:
@@ -169,18 +180,19 @@ def read_manifest(folder: Path) -> Manifest:
     for name in (MANIFEST_FILE, INDEX_FILE):
         if not (folder / name).is_file():
             raise CrispError(f"{folder}: no {name}, so not a folder of shards; write one with 'crisp shard SOURCE OUT'")
-    return parse_manifest((folder / MANIFEST_FILE).read_bytes(), str(folder / MANIFEST_FILE))
+    return parse_manifest((folder / MANIFEST_FILE).read_bytes(), str(folder / MANIFEST_FILE), whole=False)
 
 
-def parse_manifest(data: bytes, where: str) -> Manifest:
+def parse_manifest(data: bytes, where: str, *, whole: bool = True) -> Manifest:
     """A manifest from its file's bytes.
 
     Args:
         data: UTF-8 JSON.
         where: the file, for errors.
+        whole: compare its checksum, which takes as long as the rest.
 
     Raises:
-        CrispError: not a manifest, another version.
+        CrispError: not a manifest, another version, changed since it was written.
     """
     try:
         values = json.loads(data)
@@ -189,6 +201,9 @@ def parse_manifest(data: bytes, where: str) -> Manifest:
             raise CrispError(
                 f"{where}: format version {version}, this crisp reads {FORMAT_VERSION}; shard the source again"
             )
-        return Manifest.from_json(values)
+        manifest = Manifest.from_json(values)
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, ValueError) as error:
         raise CrispError(f"{where}: not a manifest ({error!r}); shard the source again") from error
+    if whole and values.get(_CHECKSUM) != _checksum(values):
+        raise CrispError(f"{where}: its checksum is not that of its content; restore it or shard the source again")
+    return manifest

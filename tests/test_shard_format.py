@@ -15,6 +15,7 @@ from crisp.shard_format import (
     detect_codec,
     fingerprint,
     open_shards,
+    parse_manifest,
 )
 
 
@@ -132,6 +133,14 @@ def test_other_version(folder: Path) -> None:
     _change_manifest(folder, version=99)
     with pytest.raises(CrispError, match="format version 99, this crisp reads 2; shard the source again"):
         open_shards(folder)
+
+
+def test_a_changed_manifest_is_noticed_by_who_reads_it_whole(folder: Path) -> None:
+    parse_manifest((folder / "manifest.json").read_bytes(), "manifest.json")
+    _change_manifest(folder, classes=["a", "b"])
+    open_shards(folder)
+    with pytest.raises(CrispError, match=r"manifest.json: its checksum is not that of its content; restore it"):
+        parse_manifest((folder / "manifest.json").read_bytes(), "manifest.json")
 
 
 def test_fingerprint_covers_small_indices_whole() -> None:

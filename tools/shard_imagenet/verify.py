@@ -429,7 +429,7 @@ def _damaged(info: ShardInfo, size: int, walk: TarWalk) -> Problem:
     sign = f"{size:,} bytes in place of {info.bytes:,}" if size != info.bytes else ""
     if walk.places.count:
         return Problem(f"{info.name}: {sign or 'damaged'}: {walk.places}", _REMOVE)
-    # Then the damage is in the name of a source, or in the manifest.
+    # Then the damage is in the name of a source.
     sign = sign or "its CRC-32 is not the manifest's"
     what = f"{info.name}: {sign}, though images, labels and headers in it are right"
-    return Problem(what, f"{_REMOVE}; if that says it is not what it was, {MANIFEST_FILE} is damaged: restore that")
+    return Problem(what, _REMOVE)

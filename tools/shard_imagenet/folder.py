@@ -158,21 +158,23 @@ def finished_shards(out: Location, begun: Begun) -> set[int]:
         CrispError, OSError: as `read_complete`.
     """
     there = {found.name: found.size for found in out.children()}
-    finished: dict[int, ShardInfo | None] = {}
-    complete = read_complete(out)
-    if complete is not None:
-        finished = dict.fromkeys(range(begun.shards), None)
-        for info in complete.shards:
-            finished[_number(info.name)] = info
-    records = {found.name for found in (out / INCOMPLETE).children()}
-    for number in range(begun.shards):
-        if number not in finished and f"{shard_name(number)}.npz" in records:
-            finished[number] = read_record(out, number).info
-    return {
-        number
-        for number, info in finished.items()
-        if info is None or (there.get(info.name) == info.bytes and f"{shard_name(number)}.idx" in there)
-    }
+    manifest = read_complete(out)
+    if manifest is not None:
+        infos = {_number(info.name): info for info in manifest.shards}
+        finished = {
+            number
+            for number in range(begun.shards)
+            if (info := infos.get(number)) is None  # no sample in it
+            or (there.get(info.name) == info.bytes and f"{shard_name(number)}.idx" in there)
+        }
+    else:
+        # A tar takes its name when all of it is stored, and after its record: the names tell. Without a tar, the record
+        # has to be read; in a store with thousands of shards, that is not done for nothing.
+        records = {_number(found.name) for found in (out / INCOMPLETE).children() if found.name.endswith(".npz")}
+        tars = {number for number in records if f"{shard_name(number)}.tar" in there}
+        finished = {number for number in tars if f"{shard_name(number)}.idx" in there}
+        finished |= {number for number in records - tars if read_record(out, number).info is None}
+    return finished
 
 
 def complete(out: Location) -> Manifest:

@@ -13,8 +13,8 @@ the contenders take turns, each in fresh processes, with a sync of the disks in 
 
 The clock of crisp and of the scripts starts when interpreter and imports are ready and stops when all is written. The
 start of worker processes lies within: crisp's are new interpreters, the scripts' are forked at hardly any cost. The
-decoders' clock starts when their processes are ready. Before the first round crisp re-encodes once, so that numba's cache
-is filled. `results/shard.md` has figures.
+decoders' clock starts when their processes are ready. Before the first round crisp re-encodes once, which fills numba's
+cache. `results/shard.md` has figures.
 """
 
 import dataclasses

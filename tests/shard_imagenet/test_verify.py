@@ -73,6 +73,10 @@ def _edit_manifest(out: Path, **values: object) -> None:
     path.write_text(json.dumps(changed | {"checksum": shard_format._checksum(changed)}))
 
 
+def _one_shard(name: str) -> dict[str, list[object]]:
+    return {"name": [name], "samples": [12], "bytes": [1], "checksum": [1]}
+
+
 def test_a_whole_folder_has_no_problem(out: Path) -> None:
     seen: list[Progress] = []
     before = _bytes(out)
@@ -223,12 +227,12 @@ SAMPLE = "sample 000000000 (row 4, a b/Bild 0 ß.x.JPEG)"
             ALL, _all_remade, id="fingerprint",
         ),
         pytest.param(
-            lambda out: _edit_manifest(out, shards=[["shard-100000.tar", 12, 1, 1]]),
+            lambda out: _edit_manifest(out, shards=_one_shard("shard-100000.tar")),
             "manifest.json: a shard in it is not one of those that were planned (3)", ALL, _all_remade,
             id="shard's name",
         ),
         pytest.param(
-            lambda out: _edit_manifest(out, shards=[["../x.tar", 12, 1, 1]]),
+            lambda out: _edit_manifest(out, shards=_one_shard("../x.tar")),
             "manifest.json: the names of its shards are not those of shards in order", ALL, _all_remade,
             id="foreign name",
         ),

@@ -1,20 +1,20 @@
-"""One shard: a WebDataset tar by webdataset's own writer, DALI's index of it, and its rows of `index.npy`.
+"""One shard: a WebDataset tar, DALI's index of it, and its rows of `index.npy`.
 
 Members of a sample, keyed by its number in the source: KEY.jpg (.png, .webp) with the image's bytes, KEY.cls with the
 label (absent where there is none, as WebDataset has it), KEY.json with source, height and width. Times and owners
 are fixed: equal samples give equal bytes.
+
+The tar is byte for byte what webdataset's TarWriter makes (tested), and written member by member: TarWriter sends all
+through blocks of 10 kB, which costs a tenth of the time of checking an image, and importing it imports torch.
 """
 
-import functools
-import importlib
-import importlib.util
 import itertools
 import json
-import sys
+import os
+import tarfile
 import zlib
 from collections.abc import Callable, Iterable
-from types import ModuleType
-from typing import IO, Any
+from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,7 @@ from crisp.shard_imagenet.examine import Sample
 from crisp.shard_imagenet.storage import Location
 
 BLOCK = 512  # of a tar: a member is one block of header (its names are short) and its data, padded to blocks
+_SEND_BYTES = 8 * 1024 * 1024
 SAMPLE_OVERHEAD_BYTES = 3 * BLOCK + 2 * BLOCK
 """What a sample takes beside its image: headers, and about a block each for .cls and .json"""
 
@@ -65,12 +66,13 @@ def write_shard(
     lines: list[str] = []
     with (folder / f"{name}.tar").whole_file() as file:
         stream = _Checksummed(file)
-        with _tar_writer()(stream, encoder=False, mtime=0, user="crisp", group="crisp", mode=0o444) as writer:
-            for sample in itertools.chain([first], samples):
-                members = _members(sample)
-                offsets = [_append(writer, sample, extension, data) for extension, data in members.items()]
-                lines.append(_dali_line(sample, members, offsets))
-                rows.append(_row(sample, offsets[0], number))
+        for sample in itertools.chain([first], samples):
+            members = _members(sample)
+            offsets = [_append(stream, f"{_key(sample)}.{extension}", data) for extension, data in members.items()]
+            lines.append(_dali_line(sample, members, offsets))
+            rows.append(_row(sample, offsets[0], number))
+        stream.write(bytes(2 * BLOCK))  # the end mark, and zeros up to a whole record
+        stream.write(bytes(-stream.size % tarfile.RECORDSIZE))
         info = ShardInfo(name=f"{name}.tar", samples=len(rows), bytes=stream.size, checksum=stream.checksum)
         with (folder / f"{name}.idx").whole_file() as index:
             index.write(f"v1.2 {len(lines)}\n{''.join(lines)}".encode())
@@ -79,17 +81,23 @@ def write_shard(
 
 
 class _Checksummed:
-    """What is written to a file, counted and checked on the way."""
+    """What is written to a file, counted and checked on the way, and sent to the disk while the rest is made."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
+        self._sent = 0
         self.size = 0
         self.checksum = 0
 
     def write(self, data: bytes) -> int:
         self.size += len(data)
         self.checksum = zlib.crc32(data, self.checksum)
-        return self._file.write(data)
+        written = self._file.write(data)
+        if self.size - self._sent > _SEND_BYTES:
+            # The kernel begins to write these pages and does not wait; else the sync at the end would have all to do.
+            os.posix_fadvise(self._file.fileno(), self._sent, self.size - self._sent, os.POSIX_FADV_DONTNEED)
+            self._sent = self.size
+        return written
 
 
 def _key(sample: Sample) -> str:
@@ -106,11 +114,31 @@ def _members(sample: Sample) -> dict[str, bytes]:
     return members
 
 
-def _append(writer: Any, sample: Sample, extension: str, data: bytes) -> int:
-    """Add one member; the offset of its data in the tar."""
-    offset: int = writer.tarstream.offset + BLOCK
-    writer.write({"__key__": _key(sample), extension: data})
+def _append(stream: _Checksummed, name: str, data: bytes) -> int:
+    """Add one member to a tar; the offset of its data."""
+    stream.write(member_header(name.encode().ljust(100, b"\0"), len(data)))
+    offset = stream.size
+    stream.write(data)
+    stream.write(bytes(-len(data) % BLOCK))
     return offset
+
+
+def member_header(name: bytes, size: int) -> bytes:
+    """As tarfile's, in a fifth of the time: there are three for each sample. `name` [100], padded with zeros."""
+    front, middle, back = _HEADER[100:124], _HEADER[136:148], _HEADER[156:]
+    octal = b"%011o\0" % size
+    checksum = sum(name) + sum(octal) + _HEADER_SUM
+    return b"%b%b%b%b%06o\0 %b" % (name, front, octal, middle, checksum, back)
+
+
+def _header_template() -> bytes:
+    info = tarfile.TarInfo("")
+    info.mode, info.uname, info.gname = 0o444, "crisp", "crisp"
+    return info.tobuf(tarfile.USTAR_FORMAT)
+
+
+_HEADER = _header_template()
+_HEADER_SUM = sum(_HEADER[100:124]) + sum(_HEADER[136:148]) + 8 * ord(" ") + sum(_HEADER[156:])
 
 
 def _dali_line(sample: Sample, members: dict[str, bytes], offsets: list[int]) -> str:
@@ -134,20 +162,3 @@ def _row(sample: Sample, offset: int, shard: int) -> tuple[int, ...]:
         "codec": sample.codec,
     }
     return tuple(values[name] for name in INDEX_DTYPE.names or ())
-
-
-@functools.cache
-def _tar_writer() -> type[Any]:
-    """webdataset's TarWriter without torch.
-
-    `import webdataset` imports torch where it is installed: 1.4 s and 480 MB resident in every process that writes.
-    The writer needs none of it, so its module is loaded with its siblings under a package of our own, whose
-    `__init__` is empty. The price: this leans on writer.py standing alone in that folder, which a test watches.
-    """
-    spec = importlib.util.find_spec("webdataset")
-    assert spec is not None, "webdataset is a dependency of this package"
-    package = ModuleType(f"{__package__}._webdataset_files")
-    package.__path__ = list(spec.submodule_search_locations or ())
-    sys.modules[package.__name__] = package
-    writer: type[Any] = importlib.import_module(f"{package.__name__}.writer").TarWriter
-    return writer

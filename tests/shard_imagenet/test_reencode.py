@@ -15,6 +15,7 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from crisp.pipelines.pixels import FINE
 from crisp.pipelines.plain import resize_matrix, to_uint8
 from crisp.shard_format import Codec
 from crisp.shard_imagenet import reencode
@@ -58,7 +59,8 @@ def resized_by_pil(pixels: Pixels, height: int, width: int) -> Pixels:
 
 def resized_plainly(pixels: Pixels, height: int, width: int) -> Pixels:
     rows, columns = (resize_matrix(n, out, "bicubic") for n, out in zip(pixels.shape, (height, width), strict=False))
-    return to_uint8(rows @ pixels.transpose(2, 0, 1).astype(np.float64) @ columns.T).transpose(1, 2, 0)
+    between = np.floor(rows @ pixels.transpose(2, 0, 1).astype(np.float64) * FINE + 0.5) / FINE
+    return to_uint8(between @ columns.T).transpose(1, 2, 0)
 
 
 # --- pixels ---------------------------------------------------------------------------------------------------------

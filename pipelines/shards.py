@@ -20,9 +20,9 @@ _REMEDY = "restore it, or remove it and run the 'crisp shard' that made the fold
 class ShardSet:
     """A folder of shards, read by sample id (the row of its index).
 
-    Opening reads the manifest and the fingerprint's rows, and sees that every tar is there; tars are mapped, and their
-    sizes checked, when first read. Methods may be called from any number of threads. Pickling carries the path: the
-    other process opens (and checks) the folder itself.
+    Opening reads the manifest and the fingerprint's rows of the index; tars are mapped, and their sizes checked, when
+    first read, or all at once by `check_sizes`. Methods may be called from any number of threads. Pickling carries the
+    path: the other process opens (and checks) the folder itself.
 
     A tar that is cut short while it is mapped kills the process that touches the lost part (SIGBUS): write a new
     folder of shards, never over one in use.

@@ -97,10 +97,6 @@ def _other_type(folder: Path) -> None:
 REFUSED = {
     "no manifest": (_drop("manifest.json"), "no manifest.json, so not a folder of shards; write one with 'crisp shard"),
     "no index": (_drop("index.npy"), "no index.npy, so not a folder of shards; write one with 'crisp shard"),
-    "no tar": (
-        _drop("shard-000001.tar"),
-        r"shard-000001.tar: missing; restore it, or run the 'crisp shard' that made it again",
-    ),
     "a byte of the index": (_flip_a_byte, "index.npy: its fingerprint is not the manifest's; it was changed"),
     "truncated index": (_cut("index.npy", 5), "index.npy: not a readable index .*; it was changed"),
     "empty index": (_write("index.npy", b""), "index.npy: not a readable index .*; it was changed"),

@@ -11,9 +11,10 @@ engines.py     who makes them: processes, or Ray
 work.py        one shard: read, examine, write, record
 reading.py     a file's bytes, out of folder, tar or Parquet  parquet_rows.py
 examine.py     take it or say why not                         reencode.py  make it smaller, or upright
+                                                              resize_ready.py  its code, loaded before workers are
 writer.py      the tar, DALI's index of it, its rows
 folder.py      begun, complete, and in between
-verify.py      is all of it still there and whole
+verify.py      is all of it still there and whole             tar_walk.py  of one tar
 storage.py     paths and URLs, retries, whole files
 """
 

@@ -49,7 +49,12 @@ def run_local(
     if processes <= 1:
         _run_here(job, tasks, threads, on_done, on_files)
         return
-    context = multiprocessing.get_context("spawn")
+    # Workers are forked from a process that has imported everything once, and has no threads that could hold a lock.
+    context = multiprocessing.get_context("forkserver")
+    preload = ["crisp.shard_imagenet.engines"]
+    if job.cfg.short_side is not None:
+        preload.append("crisp.shard_imagenet.resize_ready")
+    context.set_forkserver_preload(preload)
     files, stop = context.Value(ctypes.c_uint64), context.RawValue(ctypes.c_bool)
     pool = ProcessPoolExecutor(processes, context, _start_worker, (job, threads, files, stop))
     tasks = iter(tasks)

@@ -131,7 +131,7 @@ class ListingWriter:
     """Takes the files of a source one by one, in the order in which they get their numbers.
 
     Args:
-        folder: a local folder for the table, which must outlive the listing.
+        folder: a local folder for the table; once the listing is made, its files may lose their names.
         split: see `Listing`.
     """
 

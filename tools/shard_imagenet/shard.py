@@ -80,18 +80,18 @@ def shard_imagenet(cfg: ShardConfig, *, on_progress: Callable[[Progress], None] 
         CrispError: no source, an output that holds something else, nothing taken, a rejection under `cfg.strict`, or
             any failure to read or write. Finished shards are kept.
     """
-    with _named_errors(cfg), tempfile.TemporaryDirectory(prefix="crisp-") as tables:
-        return [_shard(cfg, planned, on_progress) for planned in _plan(cfg, Path(tables))]
+    with _named_errors(cfg):
+        return [_shard(cfg, planned, on_progress) for planned in _plan(cfg)]
 
 
 def plan_only(cfg: ShardConfig) -> list[Planned]:
-    """What `shard_imagenet` would do. The listings' tables are gone, only their lengths and rejections are left.
+    """What `shard_imagenet` would do.
 
     Raises:
         CrispError: as `shard_imagenet`, as far as it is seen without decoding.
     """
-    with _named_errors(cfg), tempfile.TemporaryDirectory(prefix="crisp-") as tables:
-        return _plan(cfg, Path(tables))
+    with _named_errors(cfg):
+        return _plan(cfg)
 
 
 class _named_errors:  # noqa: N801  (used as a statement)
@@ -109,11 +109,14 @@ class _named_errors:  # noqa: N801  (used as a statement)
             raise CrispError(f"{where}: {reason}; mend that and start again, finished shards are kept") from error
 
 
-def _plan(cfg: ShardConfig, tables: Path) -> list[Planned]:
+def _plan(cfg: ShardConfig) -> list[Planned]:
     out = Location.of(cfg.out)
     _check_apart(Location.of(cfg.source), out)
     planned = []
-    for listing in list_source(cfg, tables):
+    # The tables are mapped, and go without their names: a run that is killed later leaves nothing behind.
+    with tempfile.TemporaryDirectory(prefix="crisp-") as tables:
+        listings = list_source(cfg, Path(tables))
+    for listing in listings:
         if cfg.strict and listing.rejections:
             raise stopped(cfg, listing.rejections[0])
         plan = plan_shards(listing, cfg, ratio=_ratio(cfg, listing))

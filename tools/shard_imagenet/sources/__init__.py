@@ -32,7 +32,7 @@ def list_source(cfg: ShardConfig, folder: Path) -> list[Listing]:
 
     Args:
         cfg: which source, and how to take it.
-        folder: a local folder for the tables; the listings need it as long as they are used.
+        folder: a local folder for the tables; once they are listed, it may be removed.
 
     Raises:
         CrispError: no such source, nothing in it, the wanted split is not there, labels that do not fit.

@@ -149,7 +149,7 @@ def test_142_million_samples_open_in_little_memory(tmp_path: Path) -> None:
     result = summarise_manifest(folder, turns[:1], turns[1:])
     assert result.index_bytes_per_sample < 40
     assert (folder / "index.npy").stat().st_blocks * 512 < 1e6, "a hole, not 4.7 GB"
-    assert len(json.loads((folder / MANIFEST_FILE).read_text())["shards"]) == 14_000
+    assert len(json.loads((folder / MANIFEST_FILE).read_text())["shards"]["name"]) == 14_000
 
 
 def manifest_result() -> ManifestResult:

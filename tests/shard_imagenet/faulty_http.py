@@ -38,9 +38,7 @@ class Faults:
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     faults: Faults
-
-    def respond(self, body: bytes) -> tuple[int, list[tuple[str, str]], bytes]:
-        raise NotImplementedError
+    respond: Callable[[bytes], tuple[int, list[tuple[str, str]], bytes]]
 
     def handle_any(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))

@@ -1,5 +1,6 @@
 """The whole job: list the source, plan the shards, have those made that are missing, and complete the folder."""
 
+import contextlib
 import importlib.metadata
 import logging
 import tempfile
@@ -94,19 +95,14 @@ def plan_only(cfg: ShardConfig) -> list[Planned]:
         return _plan(cfg)
 
 
-class _named_errors:  # noqa: N801  (used as a statement)
+@contextlib.contextmanager
+def _named_errors(cfg: ShardConfig) -> Iterator[None]:
     """Failures of a disk or a store as one line."""
-
-    def __init__(self, cfg: ShardConfig) -> None:
-        self._cfg = cfg
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, OSError):
-            where, reason = error.filename or self._cfg.out, error.strerror or str(error)
-            raise CrispError(f"{where}: {reason}; mend that and start again, finished shards are kept") from error
+    try:
+        yield
+    except OSError as error:
+        where, reason = error.filename or cfg.out, error.strerror or str(error)
+        raise CrispError(f"{where}: {reason}; mend that and start again, finished shards are kept") from error
 
 
 def _plan(cfg: ShardConfig) -> list[Planned]:

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from crisp import storage
 from crisp.errors import CrispError
-from crisp.shard_imagenet import ShardConfig, Sharded, shard_imagenet, storage
-from crisp.shard_imagenet.storage import Location
+from crisp.shard_imagenet import ShardConfig, Sharded, shard_imagenet
+from crisp.storage import Location
 from tests.shard_imagenet.faulty_http import Fault, Faults, faulty_files, faulty_proxy
 
 OPTIONS: dict[str, Any] = {"shard_bytes": 20_000, "workers": 1}

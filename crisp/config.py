@@ -28,7 +28,7 @@ class DaliConfig:
     """How the DALI renderer is set up; none of it changes a sample. `crisp bench loader --tune` measures them."""
 
     workers: int = 1
-    """Processes that read ahead of the graph, a step each."""
+    """Processes that read ahead of the graph, a step each; 0: the training process reads."""
     hardware_decoder_share: float = 0.75
     """Of the JPEGs, decoded by the GPU's own decoder where it has one (A100, H100); the rest by its cores."""
     preallocate_width_px: int = 0
@@ -37,7 +37,7 @@ class DaliConfig:
     """Height of them; 0: nearly the largest of the data."""
 
     def __post_init__(self) -> None:
-        _require(self.workers >= 1, f"data.dali.workers={self.workers}: must be 1 or more")
+        _require(self.workers >= 0, f"data.dali.workers={self.workers}: must be 0 or more")
         _require(
             0 <= self.hardware_decoder_share <= 1,
             f"data.dali.hardware_decoder_share={self.hardware_decoder_share}: must be between 0 and 1",

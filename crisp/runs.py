@@ -1,6 +1,6 @@
 """A run's folder: its config, and what a resumed run may change.
 
-RUN/config.json  metrics.jsonl  tensorboard/  checkpoints/step-N/
+RUN/config.json  metrics.jsonl  tensorboard/  checkpoints/step-N/  faults/rank-R.jsonl
 """
 
 import dataclasses
@@ -12,6 +12,7 @@ from crisp.errors import CrispError
 
 CONFIG_FILE = "config.json"
 CHECKPOINTS = "checkpoints"
+FAULTS = "faults"
 
 # What changes neither a sample nor a weight: only these may differ between a run and its continuation.
 FREE_ON_RESUME = {

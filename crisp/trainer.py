@@ -28,7 +28,7 @@ from crisp.optim import apply_schedule, build_optimizer, clip_each_gradient, dro
 from crisp.pipelines.loader import TrainLoader, build_train_loader
 from crisp.progress import TrainProgress
 from crisp.regions import visible_in_both
-from crisp.runs import CHECKPOINTS, check_free, create_run
+from crisp.runs import CHECKPOINTS, FAULTS, check_free, create_run
 from crisp.schedules import StepSchedule, schedule_at
 
 log = logging.getLogger(__name__)
@@ -194,7 +194,12 @@ def train(config: TrainConfig, *, resume: bool = False) -> Path:
         if not resume:
             check_free(run)  # on every rank, so that all leave together
         loader = build_train_loader(
-            config, rank=world.rank, world_size=world.size, nodes=world.nodes, device=world.device
+            config,
+            rank=world.rank,
+            world_size=world.size,
+            nodes=world.nodes,
+            device=world.device,
+            faults_folder=run / FAULTS,
         )
         closing.callback(loader.close)
         state = build_state(config, world)
@@ -268,10 +273,12 @@ class _Meter:
 
     def read(self, step: int, schedule: StepSchedule) -> dict[str, Any]:
         """Means since the last reading, over all ranks. Collective; waits for the device."""
-        sums = sum_over_ranks(self._sums).tolist()
+        of_host = self._sums.new_tensor([self._wait_s, self._loader.replaced])
+        sums = sum_over_ranks(torch.cat([self._sums, of_host])).tolist()
         elapsed_s = time.perf_counter() - self._began_s
         loss, cls, patch, region = (value / self._steps for value in sums[:4])
-        regions, valid, patches_1, patches_2 = sums[4:]
+        regions, valid, patches_1, patches_2, wait_s, replaced = sums[4:]
+        wait_s /= self._state.world.size
         values = {
             "step": step,
             "epoch": (step - 1) // self._loader.steps_per_epoch,
@@ -289,8 +296,9 @@ class _Meter:
             "teacher_temperature": schedule.teacher_temperature,
             "step_s": elapsed_s / self._steps,
             "images_per_s": self._steps * self._state.config.optim.global_batch / elapsed_s,
-            "data_wait_s": self._wait_s / self._steps,
-            "data_wait_share": self._wait_s / elapsed_s,
+            "data_wait_s": wait_s / self._steps,
+            "data_wait_share": wait_s / elapsed_s,
+            "samples_replaced": int(replaced),
         }
         self._reset()
         return values

@@ -19,7 +19,7 @@ from PIL import Image
 
 import crisp
 from crisp.batch import Batch
-from crisp.config import ViewsConfig
+from crisp.config import DaliConfig, ViewsConfig
 from crisp.errors import CrispError
 from crisp.pipelines.constants import IMAGENET_STD
 from crisp.pipelines.cpu import CpuRenderer
@@ -97,7 +97,7 @@ def dali(views: ViewsConfig, steps: list[Work], **options: Any) -> DaliRenderer:
             "device_id": None,
             "threads": 2,
             "prefetch_batches": 1,
-            "workers": 0,
+            "options": DaliConfig(workers=0),
             **options,
         },
     )
@@ -273,7 +273,7 @@ def test_no_local_views(photographs: list[bytes]) -> None:
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_step_renders_to_the_same_bytes_wherever_one_starts(steps: list[Work], workers: int) -> None:
-    options = {"workers": workers, "prefetch_batches": 2}
+    options = {"options": DaliConfig(workers=workers), "prefetch_batches": 2}
     renderer = dali(SMALL, steps, **options)
     from_0 = [batch for batch, _ in zip(renderer.batches(0), range(4), strict=False)]
     from_2 = [batch for batch, _ in zip(renderer.batches(2), range(2), strict=False)]
@@ -295,7 +295,7 @@ def test_a_sample_is_the_same_in_a_batch_of_another_size(photographs: list[bytes
 
 def test_closing_ends_the_iterator_and_its_processes_but_not_its_batches(steps: list[Work]) -> None:
     before = set(multiprocessing.active_children())
-    renderer = dali(SMALL, steps, workers=1)
+    renderer = dali(SMALL, steps, options=DaliConfig(workers=1))
     iterator = renderer.batches(0)
     batch = next(iterator)
     kept = {name: tensor.clone() for name, tensor in tensors(batch).items()}
@@ -341,7 +341,7 @@ def test_an_error_of_the_source_is_raised_as_it_is(steps: list[Work]) -> None:
 
 def test_an_error_in_a_worker_is_raised_as_it_is(steps: list[Work]) -> None:
     # DALI hands over a worker's exceptions as text in a plain Exception
-    iterator = dali(SMALL, steps[:2], workers=1).batches(0)
+    iterator = dali(SMALL, steps[:2], options=DaliConfig(workers=1)).batches(0)
     next(iterator)
     next(iterator)
     with pytest.raises(IndexError, match="list index out of range"):

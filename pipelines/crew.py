@@ -33,6 +33,10 @@ class Job:
         self._done.set()
         return not self._given_up
 
+    def begin_again(self) -> None:
+        """In the call, where it goes on to something else: `running_s` counts from here."""
+        self._began_s = time.monotonic()
+
     def commit(self) -> bool:
         """In the call, before it writes what others see: from here on it cannot be given up. False if it was."""
         with self._lock:

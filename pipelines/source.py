@@ -3,7 +3,9 @@
 Pure but for faults: a sample that cannot be read is replaced by a neighbour, and the fault log makes that repeatable.
 """
 
+import itertools
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -95,19 +97,19 @@ class TrainSource:
             self.shards.close_others(coming_shards(self.layout, step, self.slots).current)
         asked_id = global_batch_samples(self.layout, epoch, step_in_epoch, self.slots)
         shown_id = np.array([self.faults.shown(epoch, int(i)) for i in asked_id], np.int64)
-        reads = [_Read(self, int(i)) for i in shown_id]
+        reads = [_Reads(self, some) for some in np.array_split(shown_id, self._threads)]
         work = Work(
-            encoded=[memoryview(b"")] * len(reads),
+            encoded=[memoryview(b"")] * len(shown_id),
             plan=self._plan(epoch, shown_id),
             label=self._labels(shown_id),
             step=step,
             asked_id=asked_id,
         )
-        for b, read in enumerate(reads):
-            try:
-                work.encoded[b] = read.result()
-            except SampleError as fault:
-                self.replace(work, b, fault)
+        for b, outcome in enumerate(itertools.chain.from_iterable(read.outcomes() for read in reads)):
+            if isinstance(outcome, SampleError):
+                self.replace(work, b, outcome)
+            else:
+                work.encoded[b] = outcome
         return work
 
     def replace(self, work: Work, b: int, fault: SampleError) -> None:
@@ -150,11 +152,11 @@ class TrainSource:
                     continue
                 if self.shards.shard_of(candidate) == gone:
                     break
-                try:
-                    return candidate, _Read(self, candidate).result()
-                except SampleError as another:
-                    if another.kind == "shard":
-                        break
+                (outcome,) = _Reads(self, np.array([candidate])).outcomes()
+                if not isinstance(outcome, SampleError):
+                    return candidate, outcome
+                if outcome.kind == "shard":
+                    break
         raise CrispError(
             f"sample {asked_id} cannot be shown, and none of its neighbours can: {fault}; the shards were at "
             f"{self.shards.folder}: mend them ('crisp shard verify') and resume"
@@ -212,23 +214,37 @@ class TrainSource:
         return {**self.__dict__, "_crew": None}
 
 
-class _Read:
-    """A sample's bytes, on their way."""
+class _Reads:
+    """Bytes of some samples, on their way: one thread reads one after the other."""
 
-    def __init__(self, source: TrainSource, sample_id: int) -> None:
-        self._source, self._sample_id = source, sample_id
-        self._data = memoryview(b"")
-        self._job = source.crew().submit(self._call)
+    def __init__(self, source: TrainSource, sample_ids: NDArray[np.int64]) -> None:
+        self._source, self._rest = source, sample_ids
+        self._start()
 
-    def _call(self, job: Job) -> None:
-        data = self._source.read(self._sample_id)
-        if job.commit():
-            self._data = data
+    def _start(self) -> None:
+        # A list of this job's own: should it be given up, it may wake up later and find that nobody looks at it.
+        self._outcomes: list[memoryview | SampleError] = []
+        self._job = self._source.crew().submit(partial(self._call, self._rest, self._outcomes))
 
-    def result(self) -> memoryview:
-        timeout_s = self._source.timeout_s
-        if not self._source.crew().wait(self._job, timeout_s=timeout_s):
-            raise SampleError("timeout", f"no answer within data.sample_timeout_s={timeout_s:g} while reading")
-        if self._job.error is not None:
-            raise self._job.error
-        return self._data
+    def _call(self, sample_ids: NDArray[np.int64], outcomes: list[memoryview | SampleError], job: Job) -> None:
+        for sample_id in sample_ids.tolist():
+            job.begin_again()
+            try:
+                outcomes.append(self._source.read(sample_id))
+            except SampleError as fault:
+                outcomes.append(fault)
+
+    def outcomes(self) -> list[memoryview | SampleError]:
+        """Wait for all of them."""
+        timeout_s, outcomes = self._source.timeout_s, []
+        while len(self._rest):
+            if self._source.crew().wait(self._job, timeout_s=timeout_s):
+                if self._job.error is not None:
+                    raise self._job.error
+                return outcomes + self._outcomes
+            done = list(self._outcomes)  # as it is now: the thread may wake up
+            reason = f"no answer within data.sample_timeout_s={timeout_s:g} while reading"
+            outcomes += [*done, SampleError("timeout", reason)]
+            self._rest = self._rest[len(done) + 1 :]
+            self._start()
+        return outcomes

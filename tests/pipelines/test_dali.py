@@ -2,12 +2,14 @@ import dataclasses
 import functools
 import gc
 import io
+import itertools
 import multiprocessing
 import operator
 import os
 import re
 import subprocess
 import sys
+import time
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ from crisp.config import DaliConfig, ViewsConfig
 from crisp.errors import CrispError
 from crisp.pipelines.constants import IMAGENET_STD
 from crisp.pipelines.cpu import CpuRenderer
+from crisp.pipelines.faults import SampleError
 from crisp.pipelines.plan import Plan, make_plan
 from crisp.pipelines.source import Work
 
@@ -30,6 +33,7 @@ pytest.importorskip("nvidia.dali", reason="DALI is not installed: pip install 'c
 
 from nvidia.dali import backend, fn, pipeline_def
 
+import crisp.pipelines.dali
 from crisp.pipelines.dali import DaliRenderer
 from crisp.pipelines.dali_extra import dali_available
 from crisp.pipelines.dali_graph import build_graph
@@ -451,3 +455,57 @@ def test_a_mistake_in_a_gpu_graph_shows_without_a_gpu() -> None:
 
     with pytest.raises(RuntimeError, match=r"device|CPU|GPU"):
         wrong().serialize()
+
+
+def a_gif(photographs: list[bytes]) -> bytes:
+    """PIL takes it, and so does the CPU renderer; DALI dies of it."""
+    buffer = io.BytesIO()
+    Image.open(io.BytesIO(photographs[0])).save(buffer, "GIF")
+    return buffer.getvalue()
+
+
+def test_what_only_dali_cannot_decode_is_found_by_trying_each(
+    steps: list[Work], photographs: list[bytes], caplog: pytest.LogCaptureFixture
+) -> None:
+    good = [list(work.encoded) for work in steps]
+    expected = [dataclasses.replace(work, encoded=list(images)) for work, images in zip(steps, good, strict=True)]
+    bad = [dataclasses.replace(work, encoded=list(images)) for work, images in zip(steps, good, strict=True)]
+    bad[2].encoded[1] = memoryview(a_gif(photographs))
+    blamed = []
+
+    def put_back(work: Work, b: int, fault: SampleError) -> None:
+        blamed.append((work is bad[2], b, fault.kind))
+        work.encoded[b] = good[2][b]
+
+    found = itertools.islice(dali(SMALL, bad, replace=put_back).batches(0), len(steps))
+    for batch, other in zip(found, dali(SMALL, expected).batches(0), strict=False):
+        assert_same(batch, other)
+    assert blamed == [(True, 1, "decode")]
+    assert "its graph is built again" in caplog.text
+
+
+def test_a_graph_that_always_dies_is_given_up(steps: list[Work], monkeypatch: pytest.MonkeyPatch) -> None:
+    class Dead:
+        def run(self, stream: Any) -> None:
+            raise RuntimeError("first line\nout of memory")
+
+    monkeypatch.setattr(crisp.pipelines.dali, "build_graph", lambda *args, **options: Dead())
+    with pytest.raises(CrispError, match=r"step 1: DALI failed 3 times, at no image in particular \(out of memory\)"):
+        next(dali(SMALL, steps).batches(1))
+
+
+def test_a_graph_that_hangs_is_built_again(steps: list[Work], monkeypatch: pytest.MonkeyPatch) -> None:
+    real, built = crisp.pipelines.dali.build_graph, []
+
+    class Stuck:
+        def run(self, stream: Any) -> None:
+            time.sleep(5)
+
+    def build(*args: Any, **options: Any) -> Any:
+        built.append(options["first_step"])
+        return Stuck() if len(built) == 1 else real(*args, **options)
+
+    monkeypatch.setattr(crisp.pipelines.dali, "build_graph", build)
+    batch = next(dali(SMALL, steps, timeout_s=0.1, replace=None).batches(1))
+    assert built == [1, 1]
+    assert torch.equal(batch.sample_id, torch.from_numpy(steps[1].plan.sample_id))

@@ -236,7 +236,8 @@ class _Reads:
 
     def outcomes(self) -> list[memoryview | SampleError]:
         """Wait for all of them."""
-        timeout_s, outcomes = self._source.timeout_s, []
+        timeout_s = self._source.timeout_s
+        outcomes: list[memoryview | SampleError] = []
         while len(self._rest):
             if self._source.crew().wait(self._job, timeout_s=timeout_s):
                 if self._job.error is not None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,7 +22,7 @@ from crisp.config import ModelConfig, RegionConfig, TrainConfig
 from crisp.errors import CrispError
 from crisp.metrics import METRICS_FILE, read_metrics
 from crisp.recipes import demo
-from crisp.runs import CHECKPOINTS
+from crisp.runs import CHECKPOINTS, FAULTS
 from crisp.shard_imagenet import ShardConfig, shard_imagenet
 from crisp.trainer import train
 
@@ -53,7 +54,7 @@ def tiny(shards: Path, run: Path) -> TrainConfig:
         out=run,
         log_every=1,
         checkpoint_every=2,
-        data=replace(base.data, shards=shards, threads=1, renderer="cpu"),
+        data=replace(base.data, shards=str(shards), threads=1, renderer="cpu"),
         views=replace(base.views, reference_px=64, global_px=64, local_px=32, local_views=2),
         model=ModelConfig(
             arch="vit_tiny_patch16_224", embed_dim=48, depth=2, drop_path=0.2,
@@ -188,12 +189,36 @@ def test_resume_refuses_other_data_and_damaged_checkpoints(shards: Path, tmp_pat
         ShardConfig(source=str(shards.parent / "images"), out=str(tmp_path / "other"), shard_bytes=10_000, workers=1)
     )
     with pytest.raises(CrispError, match="not the data"):
-        train(replace(config, data=replace(config.data, shards=tmp_path / "other")), resume=True)
+        train(replace(config, data=replace(config.data, shards=str(tmp_path / "other"))), resume=True)
     with pytest.raises(CrispError, match="another architecture"):
         train(replace(config, model=replace(config.model, prototypes=32)), resume=True)
     os.truncate(list_checkpoints(run / CHECKPOINTS)[-1] / "state.pt", 1000)
     with pytest.raises(CrispError, match="truncated"):
         train(config, resume=True)
+
+
+def test_a_damaged_sample_is_survived_counted_and_repeated_by_a_resumed_run(shards: Path, tmp_path: Path) -> None:
+    damaged = tmp_path / "damaged"
+    shutil.copytree(shards, damaged)
+    offset = int(np.load(damaged / "index.npy")["offset"][3])
+    with (damaged / "shard-000000.tar").open("r+b") as file:
+        file.seek(offset + 300)
+        file.write(b"\x00\x01\x02")
+    config = tiny(shards, tmp_path / "whole")
+    config = replace(config, data=replace(config.data, shards=str(damaged)))
+    whole = train(config)
+    (line,) = read_metrics(whole / METRICS_FILE)[-1:]
+    assert line["samples_replaced"] >= 1
+    rows = [json.loads(row) for row in (whole / FAULTS / "rank-00000.jsonl").read_text().splitlines()]
+    assert {(row["failed_id"], row["kind"]) for row in rows} == {(3, "bytes")}
+
+    cut = replace(config, out=tmp_path / "cut")
+    train(cut)
+    for checkpoint in list_checkpoints(cut.run_folder / CHECKPOINTS)[1:]:
+        shutil.rmtree(checkpoint)
+    # Mended meanwhile: the log decides.
+    train(replace(cut, data=replace(config.data, shards=str(shards))), resume=True)
+    assert_identical(final_state(whole), final_state(cut.run_folder))
 
 
 def test_weights_that_are_not_finite_are_never_saved(shards: Path, tmp_path: Path) -> None:

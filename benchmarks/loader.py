@@ -11,7 +11,6 @@ small images flatter whoever decodes slowly. `results/loader.md` has figures and
 """
 
 import dataclasses
-import json
 import logging
 import os
 import statistics
@@ -30,6 +29,7 @@ from crisp.benchmarks.loader_ceiling import Ceiling, Part, Scaling, make_ceiling
 from crisp.benchmarks.loader_config import LoaderBenchConfig
 from crisp.benchmarks.loader_turn import PARTS, Turn, take_parts_turn, take_turn
 from crisp.benchmarks.machine import hardware
+from crisp.benchmarks.report_file import check_report, write_report
 from crisp.errors import CrispError
 
 log = logging.getLogger(__name__)
@@ -297,6 +297,7 @@ def summarise(backend: str, turns: Sequence[Turn], config: LoaderBenchConfig, *,
 def main(args: Sequence[str] | None = None) -> None:
     """The command line."""
     config = tyro.cli(LoaderBenchConfig, args=args, prog="crisp bench loader", description=__doc__)
+    check_report(config.json)
     console = Console()
     about = hardware()  # before: the load is what others do
     if config.tune:
@@ -307,7 +308,7 @@ def main(args: Sequence[str] | None = None) -> None:
             check_gpu()
         tuned = tune_loader(config)
         print_tuned(tuned, console)
-        _write(config, about, dataclasses.asdict(tuned))
+        write_report(config.json, config, hardware=about, measured=dataclasses.asdict(tuned))
     else:
         from crisp.benchmarks.loader_table import print_measured
 
@@ -321,16 +322,8 @@ def main(args: Sequence[str] | None = None) -> None:
             from crisp.benchmarks.loader_picture import draw_results
 
             draw_results(measured, config.picture, about=about)
-        _write(config, about, dataclasses.asdict(measured))
+        write_report(config.json, config, hardware=about, measured=dataclasses.asdict(measured))
     console.print(f"{date.today()}, {about}", markup=False, highlight=False)
-
-
-def _write(config: LoaderBenchConfig, about: str, measured: dict[str, Any]) -> None:
-    if config.json is None:
-        return
-    values = json.loads(json.dumps(dataclasses.asdict(config), default=str))
-    written = {"date": str(date.today()), "hardware": about, "config": values, **measured}
-    config.json.write_text(json.dumps(written, indent=2, ensure_ascii=False) + "\n")
 
 
 if __name__ == "__main__":

@@ -184,7 +184,11 @@ def build_train_loader(
         stream,
         source,
         renderer=chosen,
-        prefetcher=None if shards.cache is None else ShardPrefetcher(shards.cache, source.layout, source.slots),
+        prefetcher=(
+            ShardPrefetcher(shards.cache, source.layout, source.slots, ranks=max(1, world_size // nodes))
+            if shards.cache is not None
+            else None
+        ),
         closing=temporary.cleanup if temporary is not None else lambda: None,
     )
 

@@ -169,12 +169,12 @@ def _windows_of(layout: EpochLayout, part: Ints) -> tuple[Ints, Ints, Ints]:
 
 @dataclass(frozen=True, slots=True)
 class ComingShards:
-    """What a rank reads around a step; shards in the order of the sequence, part by part, none twice."""
+    """What a rank reads around a step; shards in the order of the sequence, window by window, none twice."""
 
     current: tuple[int, ...]
     """Of the windows that the step reads from"""
     following: tuple[int, ...]
-    """Of the windows after those, without the current ones"""
+    """Of the windows after those, without the current ones; windows that begin sooner come first"""
 
 
 def coming_shards(layout: EpochLayout, global_step: int, slots: Ints) -> ComingShards:
@@ -187,7 +187,7 @@ def coming_shards(layout: EpochLayout, global_step: int, slots: Ints) -> ComingS
     epoch, step = epoch_and_step(layout, global_step)
     per_part = layout.global_batch // layout.parts
     current: dict[int, None] = {}
-    following: dict[int, None] = {}
+    windows_after: list[tuple[int, list[int]]] = []  # the step at which a window begins, its shards
     for part in np.unique(slots % layout.parts):
         _, size, windows = (int(values[0]) for values in _windows_of(layout, np.array([part])))
         first, last = (((nth + 1) * windows - 1) // size for nth in (step * per_part, (step + 1) * per_part - 1))
@@ -195,8 +195,12 @@ def coming_shards(layout: EpochLayout, global_step: int, slots: Ints) -> ComingS
         for window in range(first, last + 1):
             current |= dict.fromkeys(_window_shards(layout, epoch, int(part), window))
         more = last + 1 < windows and (last + 1) * size // windows < read
-        after = (epoch, last + 1) if more else (epoch + 1, 0)
-        following |= dict.fromkeys(_window_shards(layout, after[0], int(part), after[1]))
+        next_epoch, window = (epoch, last + 1) if more else (epoch + 1, 0)
+        begins = next_epoch * layout.steps_per_epoch + window * size // windows // per_part
+        windows_after.append((begins, _window_shards(layout, next_epoch, int(part), window)))
+    following = dict.fromkeys(
+        shard for _, shards in sorted(windows_after, key=lambda after: after[0]) for shard in shards
+    )
     return ComingShards(tuple(current), tuple(shard for shard in following if shard not in current))
 
 

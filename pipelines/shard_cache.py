@@ -1,6 +1,6 @@
 """Local copies of a remote folder's shards: bounded, shared by all processes of a machine, checked when they arrive.
 
-CACHE/NAME-DIGEST/  manifest.json  index.npy  shard-000000.tar …
+CACHE/NAME-DIGEST/  manifest.json  index.npy  shard-000000.tar …  shard-000007.refused (why it could not be had)
 
 The digest follows from the URL and the manifest, so a folder that changes at its URL gets another cache.
 """
@@ -18,14 +18,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from crisp.errors import CrispError
-from crisp.shard_format import INDEX_FILE, MANIFEST_FILE, ShardInfo, parse_manifest
+from crisp.shard_format import INDEX_FILE, MANIFEST_FILE, ShardInfo, open_shards, parse_manifest
 from crisp.storage import Location
 
 log = logging.getLogger(__name__)
 
 _BLOCK_BYTES = 8 * 1024 * 1024  # a cut connection costs less than that
 _REFUSED_S = 30.0  # a shard that cannot be had is not asked for again for each of its samples
-_PARTIAL = ".partial"
+_PARTIAL, _REFUSED = ".partial", ".refused"
 
 
 def default_cache_folder() -> Path:
@@ -74,7 +74,10 @@ class ShardCache:
         self.metadata = metadata
         """Local folder with manifest and index, for `open_shards`"""
         self._shards = parse_manifest(manifest, f"{remote}/{MANIFEST_FILE}").shards
-        self._refused: dict[int, tuple[float, str]] = {}
+        for info in self._shards:  # a remote file says where to write here
+            if info.name != os.path.basename(info.name) or not info.name.endswith(".tar"):
+                raise CrispError(f"{remote}/{MANIFEST_FILE}: {info.name!r} is no name of a tar; shard the source again")
+        self._opened_s = time.time()
         self._counting = threading.Lock()
         self.bytes_fetched = 0
         """Of tars, by this process"""
@@ -90,33 +93,33 @@ class ShardCache:
         It may be removed again, to make room, before the caller has opened it: then ask again.
 
         Raises:
-            OSError: it cannot be had; for half a minute this is not tried again.
-            CrispError: the cache is too small for it, or its disk is full.
+            OSError: it cannot be had; for half a minute no process of the machine tries again.
+            CrispError: the cache is too small for it, or cannot be written.
         """
         path = self._path(shard)
-        try:
-            os.utime(path)  # asked for most recently: the last to go
-            return path
-        except FileNotFoundError:
-            pass
-        until_s, reason = self._refused.get(shard, (0.0, ""))
-        if time.monotonic() < until_s:
-            raise OSError(errno.EIO, reason, str(path))
-        try:
+        if not self.touch(shard):
+            self._raise_if_refused(shard)
             self._download(shard, path)
-        except OSError as error:
-            reason = error.strerror or str(error)
-            self._refused[shard] = time.monotonic() + _REFUSED_S, reason
-            raise OSError(error.errno or errno.EIO, reason, f"{self._remote}/{path.name}") from error
         return path
 
     def touch(self, shard: int) -> bool:
-        """Count a tar as asked for just now, without bringing it; whether it is there."""
+        """Count a tar as asked for just now, the last to go, without bringing it; whether it is there whole."""
+        path = self._path(shard)
         try:
-            os.utime(self._path(shard))
+            _touch(path)
+            return path.stat().st_size == self._shards[shard].bytes
         except FileNotFoundError:
             return False
-        return True
+
+    def _raise_if_refused(self, shard: int) -> None:
+        """As whoever tried last, if that was a moment ago and after this process began: a new run tries for itself."""
+        path = self._path(shard)
+        try:
+            when, _, reason = path.with_suffix(_REFUSED).read_text().partition(" ")
+        except FileNotFoundError:
+            return
+        if reason and max(self._opened_s, time.time() - _REFUSED_S) < float(when):
+            raise OSError(errno.EIO, reason, f"{self._remote}/{path.name}")
 
     def shard_bytes(self, shard: int) -> int:
         """Size of a tar."""
@@ -126,64 +129,87 @@ class ShardCache:
         return self.metadata / self._shards[shard].name
 
     def _bring_metadata(self, manifest: bytes) -> None:
-        """The manifest comes last: where it is, the index is whole."""
-        path = self.metadata / MANIFEST_FILE
-        if path.exists():
+        """The manifest comes last. A damaged copy is brought anew; one that arrives damaged is not kept."""
+        if self._metadata_is_whole():
             return
+        path = self.metadata / MANIFEST_FILE
         try:
             self.metadata.mkdir(parents=True, exist_ok=True)
             with _locked(self.metadata / f".{INDEX_FILE}{_PARTIAL}") as partial:
-                if path.exists():  # another process was faster
+                if self._metadata_is_whole():  # another process was faster
                     return
                 with (self._remote / INDEX_FILE).open() as remote, partial.open("r+b") as local:
                     local.truncate()
                     while block := remote.read(_BLOCK_BYTES):
                         local.write(block)
+                    local.flush()
+                    os.fsync(local.fileno())
                 partial.replace(self.metadata / INDEX_FILE)
                 with Location.of(path).whole_file() as file:
                     file.write(manifest)
+                if not self._metadata_is_whole():
+                    path.unlink()
+                    raise CrispError(
+                        f"{self._remote}/{INDEX_FILE}: what arrived is not the index that its manifest names; try "
+                        f"again, or upload the folder anew"
+                    )
         except OSError as error:
             raise CrispError(f"{self._remote}: its index cannot be brought to {self.metadata} ({error})") from error
 
+    def _metadata_is_whole(self) -> bool:
+        try:
+            open_shards(self.metadata)
+        except CrispError:
+            return False
+        return True
+
     def _download(self, shard: int, path: Path) -> None:
-        info = self._shards[shard]
+        info, renamed = self._shards[shard], False
         with _locked(path.with_name(path.name + _PARTIAL)) as partial:
-            if path.exists():  # somebody else has brought it meanwhile
-                partial.unlink(missing_ok=True)
-                return
-            self._make_room(partial, info)
             try:
-                for last_try in (False, True):
-                    if self._bring(info, partial) == info.checksum:
-                        break
-                    if last_try:
-                        raise OSError(errno.EIO, "its checksum is not the manifest's", str(path))
-                    log.warning("%s/%s: its checksum is not the manifest's; once more", self._remote, info.name)
-                partial.replace(path)
+                if self.touch(shard):  # somebody else has brought it meanwhile
+                    return
+                self._raise_if_refused(shard)  # or has tried
+                self._make_room(partial, info)
+                self._bring_checked(info, partial)
+                # Under the lock of the whole cache: whoever adds up its files must not miss one between two names.
+                with _locked(self._top / ".lock", keep=True), _on_disk(path):
+                    _touch(partial)
+                    partial.replace(path)
+                    renamed = True
             except OSError as error:
-                if error.errno == errno.ENOSPC:
-                    raise CrispError(
-                        f"{path}: no space left; make room, lower --data.cache-gb, or name another disk with "
-                        f"--data.cache"
-                    ) from error
-                raise
+                reason = " ".join((error.strerror or str(error)).split())
+                with _on_disk(path):
+                    path.with_suffix(_REFUSED).write_text(f"{time.time()} {reason}")
+                raise OSError(error.errno or errno.EIO, reason, f"{self._remote}/{info.name}") from error
             finally:
-                if not path.exists():  # once it has been renamed, a file of this name is another process's
+                if not renamed:  # else a file of this name is another's
                     partial.unlink(missing_ok=True)
 
+    def _bring_checked(self, info: ShardInfo, partial: Path) -> None:
+        if self._bring(info, partial) == info.checksum:
+            return
+        log.warning("%s/%s: its checksum is not the manifest's; once more", self._remote, info.name)
+        if self._bring(info, partial) != info.checksum:
+            raise OSError(errno.EIO, "its checksum is not the manifest's", str(partial))
+
     def _bring(self, info: ShardInfo, partial: Path) -> int:
-        """Its checksum."""
+        """Its checksum. An OSError is the remote's."""
         checksum, remote = 0, self._remote / info.name
-        with partial.open("r+b", buffering=0) as file:
+        with _on_disk(partial):
+            file = partial.open("r+b", buffering=0)
+        with file:
             for offset in range(0, info.bytes, _BLOCK_BYTES):
                 block = remote.read(offset, min(_BLOCK_BYTES, info.bytes - offset))
                 with self._counting:
                     self.bytes_fetched += len(block)
                 checksum = zlib.crc32(block, checksum)
                 view = memoryview(block)
-                while view:
-                    view = view[file.write(view) :]
-            os.fsync(file.fileno())  # or a crash may leave a file of zeros under the tar's name
+                with _on_disk(partial):
+                    while view:
+                        view = view[file.write(view) :]
+            with _on_disk(partial):
+                os.fsync(file.fileno())  # or a crash may leave a file of zeros under the tar's name
         return checksum
 
     def _make_room(self, partial: Path, info: ShardInfo) -> None:
@@ -197,14 +223,14 @@ class ShardCache:
                 f"data.cache_gb={self.limit_bytes / 1e9:g}: too small for {info.name} ({info.bytes / 1e9:.3g} GB); "
                 f"raise --data.cache-gb"
             )
-        os.truncate(partial, 0)  # what a killed process left
+        with _on_disk(partial):
+            os.truncate(partial, 0)  # what a killed process left
         while True:
-            with _locked(self._top / ".lock", keep=True):
+            with _locked(self._top / ".lock", keep=True), _on_disk(partial):
                 tars, taken = [], 0
                 for file in self._top.glob("*/*.tar*"):
                     with contextlib.suppress(FileNotFoundError):
-                        if file.suffix == _PARTIAL and _is_abandoned(file):
-                            file.unlink()
+                        if file.suffix == _PARTIAL and _removed_if_abandoned(file):
                             continue
                         status = file.stat()
                         taken += status.st_size
@@ -232,6 +258,27 @@ def _reopen(remote: Location, top: Path, limit_bytes: int, metadata: Path) -> Sh
 
 
 @contextlib.contextmanager
+def _on_disk(path: Path) -> Iterator[None]:
+    """An error of the cache's own disk is the user's to mend; no shard is at fault."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise CrispError(
+                f"{path}: no space left; make room, lower --data.cache-gb, or name another disk with --data.cache"
+            ) from error
+        raise CrispError(
+            f"{path}: {error.strerror or error}; name a folder that can be written with --data.cache"
+        ) from error
+
+
+def _touch(path: Path) -> None:
+    """Set the time of its last use. The kernel's own notion of now stands still for 4 ms, in which many are used."""
+    now = time.time_ns()
+    os.utime(path, ns=(now, now))
+
+
+@contextlib.contextmanager
 def _locked(path: Path, *, keep: bool = False) -> Iterator[Path]:
     """The file, made if need be, locked against other threads and processes; the kernel unlocks it for the dead.
 
@@ -240,7 +287,8 @@ def _locked(path: Path, *, keep: bool = False) -> Iterator[Path]:
         keep: it is never removed or renamed, so that whoever has it locked has the one at `path`.
     """
     while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        with _on_disk(path):
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
             if keep or _is_at(path, descriptor):
@@ -258,11 +306,13 @@ def _is_at(path: Path, descriptor: int) -> bool:
         return False
 
 
-def _is_abandoned(partial: Path) -> bool:
-    """Whether nobody is writing it."""
+def _removed_if_abandoned(partial: Path) -> bool:
+    """Remove it if nobody is writing it; under its lock, as somebody who has made it may be about to lock it."""
     descriptor = os.open(partial, os.O_RDWR | os.O_CLOEXEC)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if _is_at(partial, descriptor):  # else it has become a tar, or another's, since it was opened
+            partial.unlink()
     except BlockingIOError:
         return False
     finally:

@@ -1,5 +1,7 @@
 """Shards from a URL: downloaded once, checked, shared, bounded; over real HTTP and S3 servers with faults injected."""
 
+import errno
+import json
 import multiprocessing
 import os
 import shutil
@@ -26,6 +28,7 @@ from crisp.pipelines.order import EpochLayout, coming_shards, global_batch_sampl
 from crisp.pipelines.shard_cache import ShardCache
 from crisp.pipelines.shard_prefetch import ShardPrefetcher
 from crisp.pipelines.shards import ShardSet
+from crisp.shard_format import Manifest
 from crisp.shard_imagenet import ShardConfig, shard_imagenet
 from crisp.storage import Location
 from tests.faulty_http import Fault, Faults, faulty_files
@@ -224,9 +227,120 @@ def test_a_wrong_checksum_is_tried_once_more_then_refused(
     assert held(cache) == []
 
     served.tars[2].write_bytes(whole)
-    monkeypatch.setattr(time, "monotonic", lambda now=time.monotonic: now() + 31)
+    monkeypatch.setattr(shard_cache, "_REFUSED_S", 0)
     assert cache.fetch(2).read_bytes() == whole
     assert "once more" in caplog.text
+
+
+@pytest.mark.parametrize("damage", ["missing", "flipped"])
+def test_whoever_waited_for_a_download_that_failed_does_not_try_again(served: Served, damage: str) -> None:
+    """Not in this process and not in another; a run that is started anew does."""
+    whole = served.tars[2].read_bytes()
+    served.tars[2].unlink()
+    if damage == "flipped":
+        served.tars[2].write_bytes(whole[:-1] + b"x")
+    caches = [served.cache(), served.cache()]  # as two processes: they share the folder alone
+    requests = served.faults.requests
+
+    def fetch(turn: int) -> None:
+        with pytest.raises(OSError, match=r"shard-000002\.tar"):
+            caches[turn % 2].fetch(2)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(fetch, range(8)))
+    assert served.faults.requests - requests == (1 if damage == "missing" else 2)
+    served.tars[2].write_bytes(whole)
+    assert served.cache().fetch(2).read_bytes() == whole
+
+
+@pytest.mark.parametrize("name", ["../../outside.tar", "/outside.tar", "..", "shard.idx"])
+def test_a_manifest_cannot_name_files_outside_the_cache(served: Served, name: str) -> None:
+    path = served.folder / "manifest.json"
+    manifest = Manifest.from_json(json.loads(path.read_bytes()))
+    shards = (manifest.shards[0]._replace(name=name), *manifest.shards[1:])
+    path.write_text(json.dumps(replace(manifest, shards=shards).to_json()))
+    with pytest.raises(CrispError, match="is no name of a tar"):
+        served.cache()
+
+
+def test_an_index_that_arrives_damaged_is_not_kept(served: Served) -> None:
+    path = served.folder / "index.npy"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-40] + bytes(40))
+    with pytest.raises(CrispError, match=r"http.*index\.npy: what arrived is not the index"):
+        served.cache()
+    path.write_bytes(whole)
+    cache = served.cache()
+    (cache.metadata / "index.npy").write_bytes(whole[:-40] + bytes(40))  # and one that is damaged here is mended
+    assert len(ShardSet(cache=served.cache())) == SHARDS * EACH
+
+
+def test_a_copy_that_was_cut_here_is_brought_again(served: Served) -> None:
+    cache = served.cache()
+    os.truncate(cache.fetch(4), 100)
+    assert cache.fetch(4).read_bytes() == served.tars[4].read_bytes()
+
+
+@pytest.mark.parametrize("code", [errno.EDQUOT, errno.EROFS, errno.EACCES])
+def test_trouble_with_the_own_disk_is_no_shard_s_fault(
+    served: Served, code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = served.cache()
+
+    def fail(descriptor: int) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(CrispError, match=r"--data\.cache"):
+        cache.fetch(0)
+    assert list(cache.metadata.glob("*.tar*")) == []
+
+
+def test_the_limit_holds_at_every_moment(served: Served) -> None:
+    """Added up under the lock of the whole cache, while four threads bring tars."""
+    limit = 2 * max(tar.stat().st_size for tar in served.tars)
+    cache = served.cache(limit_bytes=limit)
+    largest, stop = 0, threading.Event()
+
+    def watch() -> None:
+        nonlocal largest
+        while not stop.wait(0.0005):
+            sizes = {}
+            with shard_cache._locked(cache._top / ".lock", keep=True):
+                for entry in os.scandir(cache.metadata):
+                    if ".tar" in entry.name:
+                        try:
+                            sizes[entry.name.partition(".tar")[0]] = entry.stat().st_size
+                        except FileNotFoundError:
+                            continue
+            largest = max(largest, sum(sizes.values()))
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(cache.fetch, range(30)))
+    stop.set()
+    watcher.join()
+    assert 0 < largest <= limit
+
+
+def test_tars_that_are_used_in_quick_succession_keep_their_order(served: Served) -> None:
+    cache = served.cache()
+    for shard in range(8):
+        cache.fetch(shard)
+    for shard in reversed(range(8)):
+        cache.touch(shard)
+    times = [(cache.metadata / f"shard-{shard:06d}.tar").stat().st_mtime_ns for shard in range(8)]
+    assert times == sorted(set(times), reverse=True)
+
+
+def test_a_partial_that_somebody_holds_is_not_removed(tmp_path: Path) -> None:
+    path = tmp_path / "x.tar.partial"
+    with shard_cache._locked(path):
+        assert not shard_cache._removed_if_abandoned(path)
+        assert path.exists()
+    assert shard_cache._removed_if_abandoned(path)
+    assert not path.exists()
 
 
 @pytest.mark.parametrize("damage", ["missing", "cut"])
@@ -364,5 +478,49 @@ def test_a_cache_that_is_smaller_than_the_windows_is_told_once(
     prefetcher = ShardPrefetcher(served.cache(limit_bytes=100_000), layout, rank_slots(8, rank=0, world_size=1))
     for step in range(layout.steps_per_epoch):
         prefetcher.advance(step)
+        time.sleep(0.01)
+    deadline = time.monotonic() + 20
+    while "data.cache_gb" not in caplog.text and time.monotonic() < deadline:
+        time.sleep(0.01)
     prefetcher.close()
     assert caplog.text.count("raise --data.cache-gb, or start a run with a smaller --data.shuffle-window-shards") == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [1, 4])
+def test_ranks_that_share_a_tight_cache_do_not_push_out_what_they_need(served: Served, ranks: int) -> None:
+    """Of the data, .45 fit: all current windows 2.25 times. Each of the four parts' ends cuts a shard, read twice."""
+    layout = EpochLayout(shard_samples=[EACH] * SHARDS, global_batch=8, parts=4, window_shards=3, seed=0)
+    caches = [served.cache(limit_bytes=int(0.45 * served.bytes)) for _ in range(ranks)]
+    slots = [rank_slots(8, rank=rank, world_size=ranks) for rank in range(ranks)]
+    prefetchers = [ShardPrefetcher(cache, layout, own, ranks=ranks) for cache, own in zip(caches, slots, strict=True)]
+    for step in range(layout.steps_per_epoch):
+        for prefetcher in prefetchers:
+            prefetcher.advance(step)
+        time.sleep(0.03)
+        for cache, own in zip(caches, slots, strict=True):
+            for shard in np.unique(global_batch_samples(layout, 0, step, own) // EACH):
+                cache.fetch(int(shard))
+    for prefetcher in prefetchers:
+        prefetcher.close()
+    following = coming_shards(layout, layout.steps_per_epoch, np.arange(8)).current  # the next epoch's: under way
+    assert sum(cache.bytes_fetched for cache in caches) <= (1 + (4 + len(following)) / SHARDS) * 1.01 * served.bytes
+
+
+def test_a_server_without_byte_ranges_is_said(served: Served, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As Python's own http.server: it sends the whole file whatever is asked for."""
+    import functools
+    import http.server
+
+    monkeypatch.setattr(shard_cache, "_BLOCK_BYTES", 4096)
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(served.folder))
+    monkeypatch.setattr(http.server.SimpleHTTPRequestHandler, "log_message", lambda *args: None)
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+    try:
+        cache = ShardCache(f"http://127.0.0.1:{server.server_port}", folder=tmp_path / "c", limit_bytes=LARGE)
+        with pytest.raises(CrispError, match=r"it does not answer byte ranges \(Python's http\.server, for one\)"):
+            cache.fetch(0)
+    finally:
+        server.shutdown()
+        server.server_close()

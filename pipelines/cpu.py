@@ -24,6 +24,9 @@ log = logging.getLogger(__name__)
 Replace = Callable[[Work, int, SampleError], None]
 """Puts another sample in place of one of `Work` that cannot be shown: `TrainSource.replace`"""
 
+Check = Callable[[Work, int], None]
+"""Looks at the bytes of a sample before they are decoded, or raises a SampleError: `TrainSource.check`"""
+
 
 class _Worker(threading.local):
     """What each thread keeps."""
@@ -45,6 +48,7 @@ class CpuRenderer:
         dtype: of the images, float32 or float16.
         replace: called when a sample cannot be decoded, when the code that renders it fails, and when its decoding
             takes longer than `timeout_s`; None: the fault is raised.
+        check: called before a sample is decoded.
         timeout_s: for decoding one sample.
         pin_memory: images in page-locked memory, from which a GPU copies by itself.
 
@@ -59,6 +63,7 @@ class CpuRenderer:
         threads: int,
         dtype: torch.dtype = torch.float32,
         replace: Replace | None = None,
+        check: Check | None = None,
         timeout_s: float = 60.0,
         pin_memory: bool = False,
     ) -> None:
@@ -66,7 +71,8 @@ class CpuRenderer:
             raise CrispError(f"threads={threads}: the CPU renderer needs 1 or more")
         if dtype not in (torch.float32, torch.float16):
             raise CrispError(f"dtype {dtype}: the CPU renderer writes float32 and float16; cast the batch")
-        self._views, self._dtype, self._replace, self._timeout_s = views, dtype, replace, timeout_s
+        self._views, self._dtype, self._timeout_s = views, dtype, timeout_s
+        self._replace, self._check = replace, check
         self._buffers = BufferPool(pin_memory=pin_memory)
         self._worker = _Worker(views)
         self._crew = Crew(threads, name="crisp-render")
@@ -124,6 +130,8 @@ class CpuRenderer:
 
     def _render_sample(self, work: Work, b: int, images: list[np.ndarray], job: Job) -> None:
         plan, worker = work.plan, self._worker
+        if self._check is not None:
+            self._check(work, b)
         try:
             pixels, height, width = worker.decoder.decode_flat(work.encoded[b])
         except CrispError as error:

@@ -143,7 +143,14 @@ def build_train_loader(
     )
     chosen = choose_renderer(config.data.renderer, device)
     source = TrainSource(
-        config, shards, faults, rank=rank, world_size=world_size, nodes=nodes, check_headers=chosen == "dali"
+        config,
+        shards,
+        faults,
+        rank=rank,
+        world_size=world_size,
+        nodes=nodes,
+        check_headers=chosen == "dali",
+        check_late=chosen == "cpu",
     )
     threads = renderer_threads(config.data.threads, max(1, world_size // nodes))
     dtype = {"float32": torch.float32, "float16": torch.float16}[config.data.pixels]
@@ -172,6 +179,7 @@ def build_train_loader(
             threads=threads,
             dtype=dtype,
             replace=source.replace,
+            check=source.check,
             timeout_s=config.data.sample_timeout_s,
             pin_memory=device.type == "cuda",
         )

@@ -71,8 +71,13 @@ class ShardSet:
                 damaged.append((shard, f"{path}: {size} bytes, the manifest says {info.bytes}; {_REMEDY}"))
         return damaged
 
-    def read(self, sample_id: int) -> memoryview:
+    def read(self, sample_id: int, into: memoryview | None = None, *, check: bool = True) -> memoryview:
         """The image file's bytes.
+
+        Args:
+            sample_id: the row of the index.
+            into: memory for them, of the length that the index has.
+            check: compare them with the checksum, where the set verifies; else `check` is to be called.
 
         Raises:
             IndexError: no such sample.
@@ -83,15 +88,37 @@ class ShardSet:
         shard, offset, length = int(self._shard[sample_id]), int(self._offset[sample_id]), int(self._length[sample_id])
         tar = self._tars.get(shard) or self._open(shard)
         try:
-            data = os.pread(tar.descriptor, length, offset)
+            if into is None:
+                data = memoryview(os.pread(tar.descriptor, length, offset))
+            else:
+                data = into[: os.preadv(tar.descriptor, [into], offset)].toreadonly()
         except OSError as error:
             reason = f"{error.strerror} at {offset}"
             raise SampleError("bytes", reason, where=self._name(shard), remedy=_REMEDY) from error
-        verify = self.verify or tar.suspect
-        if len(data) != length or (verify and zlib.crc32(data) != self._checksum[sample_id]):
+        if len(data) != length or tar.suspect:
+            self._compare(sample_id, data)
+        elif check:
+            self.check(sample_id, data)
+        return data
+
+    def check(self, sample_id: int, data: memoryview) -> None:
+        """Compare a sample's bytes with its checksum, if this set verifies.
+
+        Raises:
+            SampleError: they differ.
+        """
+        if self.verify:
+            self._compare(sample_id, data)
+
+    def _compare(self, sample_id: int, data: memoryview) -> None:
+        if zlib.crc32(data) != self._checksum[sample_id]:
+            shard, offset = self.shard_of(sample_id), int(self._offset[sample_id])
             reason = f"the bytes of sample {sample_id} (at {offset}) are not those that were indexed"
             raise SampleError("bytes", reason, where=self._name(shard), remedy=_REMEDY)
-        return memoryview(data)
+
+    def lengths(self, sample_ids: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Bytes of images, [B] → [B]."""
+        return self._length[sample_ids].astype(np.int64)
 
     def shard_of(self, sample_id: int) -> int:
         """Which shard holds a sample."""

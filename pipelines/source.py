@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from crisp.config import TrainConfig
 from crisp.errors import CrispError
+from crisp.pipelines.buffers import BytePool
 from crisp.pipelines.crew import Crew, Job
 from crisp.pipelines.decode import check_header
 from crisp.pipelines.faults import FaultLog, Replacement, SampleError, neighbours
@@ -49,6 +50,7 @@ class TrainSource:
         world_size: see `rank`.
         nodes: see `rank`.
         check_headers: compare each image's header with the index as well, for a renderer that bad bytes would kill.
+        check_late: leave checksums to a renderer that calls `check`: its threads have the bytes in their cache anyway.
 
     Raises:
         CrispError: a batch larger than the data, or smaller than the world.
@@ -64,6 +66,7 @@ class TrainSource:
         world_size: int,
         nodes: int,
         check_headers: bool = False,
+        check_late: bool = False,
     ) -> None:
         self.shards, self.faults = shards, faults
         self.layout = EpochLayout(
@@ -77,7 +80,8 @@ class TrainSource:
         """[B] of the global batch"""
         self._views, self._seed = config.views, config.seed
         self._threads, self._timeout_s = config.data.read_threads, config.data.sample_timeout_s
-        self._check_headers = check_headers
+        self._check_headers, self._check_late = check_headers, check_late
+        self._memory = BytePool()
         self._crew: Crew | None = None
 
     @property
@@ -97,7 +101,7 @@ class TrainSource:
             self.shards.close_others(coming_shards(self.layout, step, self.slots).current)
         asked_id = global_batch_samples(self.layout, epoch, step_in_epoch, self.slots)
         shown_id = np.array([self.faults.shown(epoch, int(i)) for i in asked_id], np.int64)
-        reads = [_Reads(self, some) for some in np.array_split(shown_id, self._threads)]
+        reads = [_Reads(self, some) for some in np.array_split(shown_id, min(self._threads, len(shown_id)))]
         work = Work(
             encoded=[memoryview(b"")] * len(shown_id),
             plan=self._plan(epoch, shown_id),
@@ -153,6 +157,11 @@ class TrainSource:
                 if self.shards.shard_of(candidate) == gone:
                     break
                 (outcome,) = _Reads(self, np.array([candidate])).outcomes()
+                if self._check_late and not isinstance(outcome, SampleError):
+                    try:
+                        self.shards.check(candidate, outcome)
+                    except SampleError:
+                        continue
                 if not isinstance(outcome, SampleError):
                     return candidate, outcome
                 if outcome.kind == "shard":
@@ -162,15 +171,15 @@ class TrainSource:
             f"{self.shards.folder}: mend them ('crisp shard verify') and resume"
         ) from fault
 
-    def read(self, sample_id: int) -> memoryview:
-        """A sample's bytes, checked.
+    def read(self, sample_id: int, into: memoryview) -> memoryview:
+        """A sample's bytes; with `check_late`, without a look at their checksum.
 
         Raises:
             SampleError: it cannot be shown.
         """
         if (kind := self.faults.unusable(sample_id)) is not None:
             raise SampleError(kind, "failed before")
-        data = self.shards.read(sample_id)
+        data = self.shards.read(sample_id, into, check=not self._check_late)
         if self._check_headers:
             row = self.shards.index[sample_id]
             try:
@@ -178,6 +187,20 @@ class TrainSource:
             except CrispError as error:
                 raise SampleError("decode", str(error)) from error
         return data
+
+    def check(self, work: Work, b: int) -> None:
+        """What `check_late` has left for the renderer.
+
+        Raises:
+            SampleError: the bytes of sample `b` are not those that were indexed.
+        """
+        self.shards.check(int(work.plan.sample_id[b]), work.encoded[b])
+
+    def memory(self, sample_ids: NDArray[np.int64]) -> list[memoryview]:
+        """For the bytes of some samples."""
+        ends = np.cumsum(self.shards.lengths(sample_ids)).tolist()
+        memory = self._memory.take(ends[-1])
+        return [memory[start:end] for start, end in zip([0, *ends], ends, strict=False)]
 
     def crew(self) -> Crew:
         """The threads that read, started when they are first needed (and in each process of its own)."""
@@ -211,7 +234,11 @@ class TrainSource:
         return self.shards.index[sample_id]["label"].astype(np.int64)
 
     def __getstate__(self) -> dict[str, object]:
-        return {**self.__dict__, "_crew": None}
+        return {name: value for name, value in self.__dict__.items() if name not in ("_crew", "_memory")}
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        self.__dict__.update(state)
+        self._crew, self._memory = None, BytePool()
 
 
 class _Reads:
@@ -227,10 +254,10 @@ class _Reads:
         self._job = self._source.crew().submit(partial(self._call, self._rest, self._outcomes))
 
     def _call(self, sample_ids: NDArray[np.int64], outcomes: list[memoryview | SampleError], job: Job) -> None:
-        for sample_id in sample_ids.tolist():
+        for sample_id, memory in zip(sample_ids.tolist(), self._source.memory(sample_ids), strict=True):
             job.begin_again()
             try:
-                outcomes.append(self._source.read(sample_id))
+                outcomes.append(self._source.read(sample_id, memory))
             except SampleError as fault:
                 outcomes.append(fault)
 

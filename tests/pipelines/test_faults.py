@@ -393,14 +393,14 @@ def test_a_read_that_hangs_is_given_up(
     whole = take(open_loader(intact), 4)
     stuck = int(whole[1].sample_id[5])
     row = Shards(intact).index[stuck]
-    pread = os.pread
+    preadv = os.preadv
 
-    def slow(descriptor: int, length: int, offset: int) -> bytes:
-        if (length, offset) == (int(row["length"]), int(row["offset"])):
+    def slow(descriptor: int, buffers: list[memoryview], offset: int) -> int:
+        if (len(buffers[0]), offset) == (int(row["length"]), int(row["offset"])):
             time.sleep(3)
-        return pread(descriptor, length, offset)
+        return preadv(descriptor, buffers, offset)
 
-    monkeypatch.setattr(os, "pread", slow)
+    monkeypatch.setattr(os, "preadv", slow)
     survived = take(open_loader(intact, tmp_path / "log", sample_timeout_s=0.5), 4)
     assert assert_good_stream_unchanged(whole, survived, {stuck}) == 1
     assert [(row.failed_id, row.kind) for row in logged(tmp_path / "log")] == [(stuck, "timeout")]

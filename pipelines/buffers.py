@@ -1,4 +1,4 @@
-"""Memory that is used again once nobody holds it."""
+"""Large tensors that are used again once nobody holds them."""
 
 import math
 import threading
@@ -14,27 +14,6 @@ _NUMPY_TYPES: dict[torch.dtype, np.dtype[Any]] = {
     torch.float32: np.dtype(np.float32),
     torch.float16: np.dtype(np.float16),
 }
-
-
-class BytePool:
-    """Lends out bytes and takes them back when the last view of them is gone: fresh memory costs a fault per 4 kB.
-
-    Thread-safe.
-    """
-
-    def __init__(self) -> None:
-        self._free: list[NDArray[np.uint8]] = []
-        self._lock = threading.Lock()
-
-    def take(self, size: int) -> memoryview:
-        """Writable, uninitialised."""
-        with self._lock:
-            memory = self._free.pop() if self._free else None
-        if memory is None or len(memory) < size:
-            memory = np.empty(size + size // 4, np.uint8)  # sizes vary from batch to batch
-        lent = memory[:size]
-        weakref.finalize(lent, self._free.append, memory).atexit = False
-        return memoryview(lent)  # type: ignore[arg-type]  # NumPy arrays are buffers, which Python 3.11 cannot say
 
 
 class BufferPool:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from crisp.config import TrainConfig
 from crisp.errors import CrispError
-from crisp.pipelines.buffers import BytePool
+from crisp.pipelines.byte_pool import BytePool
 from crisp.pipelines.crew import Crew, Job
 from crisp.pipelines.decode import check_header
 from crisp.pipelines.faults import FaultLog, Replacement, SampleError, neighbours

@@ -2,7 +2,8 @@
 
 import torch
 
-from crisp.pipelines.buffers import BufferPool, BytePool
+from crisp.pipelines.buffers import BufferPool
+from crisp.pipelines.byte_pool import BytePool
 
 
 def test_bytes_come_back_with_the_last_view() -> None:

@@ -327,6 +327,21 @@ class OptimConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class InitConfig:
+    """Published weights that a run starts from; schedules and centres start anew."""
+
+    weights: str | None = None
+    """File of iBOT, DINO, DINOv2 or timm weights (.pth, .safetensors), or timm:NAME; none: random weights."""
+    which: Literal["teacher", "student"] = "teacher"
+    """Network of a file that holds a whole run; student and teacher both start from it."""
+    heads: bool = True
+    """Take its projection head too, where it has one."""
+
+    def __post_init__(self) -> None:
+        _require(self.weights != "", "init.weights='': empty; give a file or timm:NAME, or leave it out")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class TrainConfig:
     """A whole run."""
 
@@ -352,6 +367,7 @@ class TrainConfig:
     region: RegionConfig = field(default_factory=RegionConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
+    init: InitConfig = field(default_factory=InitConfig)
 
     def __post_init__(self) -> None:
         _require(self.log_every >= 1, f"log_every={self.log_every}: must be 1 or more")

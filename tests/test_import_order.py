@@ -18,6 +18,7 @@ LAYERS = (
     {"trainer"},
     {"viz"},
     {"evals", "shard_imagenet", "demo_images"},
+    {"interruption"},
     {"pipelines", "models", "losses", "regions", "optim", "checkpoint", "distributed", "metrics", "progress", "runs"},
     {"ops"},
     {"batch", "geometry", "masking", "shard_format", "schedules", "recipes", "storage"},

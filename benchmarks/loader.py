@@ -1,85 +1,43 @@
-"""Samples per second of each renderer, through the loader that training uses, against a torchvision/PIL loader.
+"""Samples per second of our renderers, through the loader that training uses, against what others would use instead.
 
-    python -m crisp.benchmarks.loader --shards DIR [--backends cpu torchvision-pil] [--json FILE]
+    crisp bench loader --shards DIR [--json FILE] [--picture PNG]      measure
+    crisp bench loader --shards DIR --tune                             find settings for this machine
 
-Backends take turns, so that what else the machine does falls on all of them; each turn opens its loader anew, lets it
-run until its prefetch is steady, and then counts. Give it shards of photographs at their original size: small images
-flatter whoever decodes slowly. `results/loader.md` has figures and what each change gave.
+All make the same outputs of the same images: the reference, two global and ten local views. Backends take turns, so
+that what else the machine does falls on all of them. A turn is a process of its own: it opens its loader, lets it run
+until the prefetch is steady, and then counts. Ceilings take turns like the others: decoding alone, a loader with
+nothing to render, and the parts of the CPU renderer one by one. Give it shards of photographs at their original size:
+small images flatter whoever decodes slowly. `results/loader.md` has figures and what each change gave.
 """
 
 import dataclasses
-import json
-import multiprocessing
+import logging
 import os
-import platform
 import statistics
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, TypeVar
 
-import torch
 import tyro
 from rich.console import Console
-from rich.table import Table
 
-from crisp.benchmarks.machine import processor
-from crisp.benchmarks.peers.torchvision_pil import open_torchvision_pil
-from crisp.config import DataConfig, Interpolation, OptimConfig, TrainConfig, ViewsConfig
+from crisp.benchmarks.loader_backends import BACKENDS, check_shards, extract_images, why_missing
+from crisp.benchmarks.loader_ceiling import Ceiling, Part, Scaling, make_ceiling, make_scaling
+from crisp.benchmarks.loader_config import LoaderBenchConfig
+from crisp.benchmarks.loader_turn import PARTS, Turn, take_parts_turn, take_turn
+from crisp.benchmarks.machine import hardware
+from crisp.benchmarks.report_file import check_report, write_report
 from crisp.errors import CrispError
-from crisp.pipelines.loader import build_train_loader, renderer_threads
 
-Backend = Literal["cpu", "dali-cpu", "torchvision-pil"]
+log = logging.getLogger(__name__)
 
-NOTES = (
-    "torchvision-pil makes the same reference, global and local views, but no masks or affines; its colour is in HSV, "
-    "contrast about the image's mean (ours: one YIQ matrix); its blur is three box filters (ours: the Gaussian)."
-)
+PIL = ("torchvision-pil", "webdataset-pil")
+"""The faster of these is what others are compared with: iBOT's recipe from a folder and from shards"""
 
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class LoaderBenchConfig:
-    """Measure loaders on a folder of shards."""
-
-    shards: Path
-    """Folder written by `crisp shard`."""
-    backends: tuple[Backend, ...] = ("cpu", "dali-cpu", "torchvision-pil")
-    """Loaders to measure."""
-    threads: int = 0
-    """Threads of a renderer, and workers of the DataLoader; 0: the cores of this machine."""
-    batch: int = 32
-    """Images per batch."""
-    rounds: int = 3
-    """Turns of each backend; the median is reported."""
-    seconds: float = 4.0
-    """Length of a turn, after its warm-up."""
-    interpolation: Interpolation = "bicubic"
-    """Filter of every resize."""
-    json: Path | None = None
-    """Also write configuration, machine and results here."""
-
-    def __post_init__(self) -> None:
-        for name in ("batch", "rounds", "seconds"):
-            value = getattr(self, name)
-            if value <= 0:
-                raise CrispError(f"{name}={value}: must be positive")
-        if not self.backends:
-            raise CrispError("backends: none given; name one or more of cpu, dali-cpu, torchvision-pil")
-        if self.threads < 0:
-            raise CrispError(f"threads={self.threads}: must be 0 (all cores) or more")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Turn:
-    """One turn of one backend."""
-
-    samples_per_s: float
-    cpu_ms_per_sample: float
-    """Of this process and its workers; unlike the rate, it hardly suffers from what else the machine does"""
-    cores_busy: float
+_Contender = tuple[str, int]  # backend and threads
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -87,127 +45,285 @@ class Result:
     """One backend: medians over its turns, and the slowest and the fastest turn."""
 
     backend: str
+    device: str
+    """Where it renders, cpu or gpu"""
+    threads: int
+    """Or processes, of a DataLoader"""
     samples_per_s: float
     slowest: float
     fastest: float
+    spread: float
+    """(fastest − slowest) ÷ median"""
+    rounds: list[float]
+    """Samples per second of each round"""
     cpu_ms_per_sample: float
     cores_busy: float
+    cpu_share: float
+    """Of the cores that the benchmark may use"""
+    cores_of_others: float
+    """Kept busy by others meanwhile, in the turn that suffered most"""
+    first_batch_s: float | None
+    peak_mb: float
+    """The largest of all turns"""
+    peak_mb_per_thread: float
+    """`peak_mb` ÷ `threads`"""
+    processes: int
+    gpu_mb: float
+    times_pil: float | None
+    """Rate ÷ that of the faster PIL loader"""
 
 
-def bench_loader(config: LoaderBenchConfig) -> list[Result]:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Claim:
+    """A figure and what it should be."""
+
+    name: str
+    value: float
+    per_round: float
+    """Median of the figure taken within each round"""
+    by_cpu: float | None
+    """The same ratio by processor time, which hardly suffers from what else the machine does"""
+    goal: float
+    met: bool
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Measured:
+    """Everything of a run."""
+
+    results: list[Result]
+    ceiling: Ceiling | None
+    scaling: Scaling | None
+    claims: list[Claim]
+    skipped: dict[str, str]
+    """Reason by backend"""
+
+
+def bench_loader(config: LoaderBenchConfig) -> Measured:
     """Interleaved turns of every backend, in the order named.
 
     Raises:
-        CrispError: shards that cannot be read, a batch larger than the data, DALI missing where it is named.
+        CrispError: shards that cannot be read, a batch larger than the data, no GPU, or a backend that was named and
+            cannot be measured here; what a loader says.
     """
-    views = ViewsConfig(interpolation=config.interpolation)
-    threads = renderer_threads(config.threads, 1)
-    turns: dict[str, list[Turn]] = {backend: [] for backend in config.backends}
-    for _ in range(config.rounds):
-        for backend, done in turns.items():
-            with _opener(backend, config, views, threads)() as batches:
-                done.append(_take_turn(batches, config, threads))
-    return [_summary(backend, done) for backend, done in turns.items()]
+    chosen, skipped = choose_backends(config)
+    with tempfile.TemporaryDirectory(prefix="crisp-bench-") as name:
+        folder = None
+        if any(BACKENDS[backend].reads_folder for backend in chosen):
+            folder = extract_images(config.shards, Path(name), limit=config.folder_images)
+        turns, parts = _interleave(config, chosen, folder)
+    return _measured(config, turns, parts, skipped)
 
 
-def _opener(
-    backend: str, config: LoaderBenchConfig, views: ViewsConfig, threads: int
-) -> Callable[[], AbstractContextManager[Iterator[Any]]]:
-    if backend == "torchvision-pil":
-        return lambda: open_torchvision_pil(config.shards, views, batch=config.batch, workers=threads)
-    renderer: Literal["cpu", "dali"] = "cpu" if backend == "cpu" else "dali"
-    train = TrainConfig(
-        data=DataConfig(shards=config.shards, renderer=renderer, threads=threads, parts=1),
-        views=views,
-        optim=OptimConfig(global_batch=config.batch),
+def choose_backends(config: LoaderBenchConfig) -> tuple[list[str], dict[str, str]]:
+    """Backends to measure, and why others are left out.
+
+    Raises:
+        CrispError: shards that cannot be read, no GPU where one is asked for, a named backend that is missing.
+    """
+    check_shards(config.shards, batch=config.batch)
+    if config.device == "gpu":
+        check_gpu()
+    chosen, skipped = [], {}
+    for name in config.backends or BACKENDS:
+        reason = why_missing(name, device=config.device, peers_python=config.peers_python)
+        if reason is None:
+            chosen.append(name)
+        elif config.backends:
+            raise CrispError(f"backend {name}: {reason}")
+        else:
+            skipped[name] = reason
+    return chosen, skipped
+
+
+def check_gpu() -> None:
+    """Raise where there is none.
+
+    Raises:
+        CrispError: torch sees no GPU.
+    """
+    import torch
+
+    if not torch.cuda.is_available():
+        raise CrispError("device=gpu: torch sees no GPU; run with --device cpu, or check the driver")
+
+
+# --- turns ----------------------------------------------------------------------------------------------------------
+
+
+def _interleave(
+    config: LoaderBenchConfig, chosen: Sequence[str], folder: Path | None
+) -> tuple[dict[_Contender, list[Turn]], list[dict[str, Part]]]:
+    """Every round, each contender takes a turn; and the parts of the CPU renderer do."""
+    threads, ours = config.used_threads, config.ceiling and config.device == "cpu" and "cpu" in chosen
+    contenders = [(name, threads) for name in chosen]
+    if ours and "decode-only" in chosen and threads > 1:
+        contenders += [("cpu", 1), ("decode-only", 1)]
+    turns: dict[_Contender, list[Turn]] = {contender: [] for contender in contenders}
+    parts: list[dict[str, Part]] = []
+    for number in range(1, config.rounds + 1):
+        for (name, on_threads), done in turns.items():
+            run = config.train_config(renderer="dali" if name == "dali" else "cpu", threads=on_threads)
+            done.append(take_turn(config.spec(name, run, folder=folder), peers_python=config.peers_python))
+            log.info(
+                "round %d of %d: %s, %d threads: %.0f samples/s",
+                number, config.rounds, name, on_threads, done[-1].samples_per_s,
+            )  # fmt: skip
+        if ours:
+            parts.append(take_parts_turn(config.spec(PARTS, config.train_config())))
+    return turns, parts
+
+
+def _measured(
+    config: LoaderBenchConfig,
+    turns: dict[_Contender, list[Turn]],
+    parts: list[dict[str, Part]],
+    skipped: dict[str, str],
+) -> Measured:
+    threads = config.used_threads
+    rounds = [
+        Round(turns={who: done[i] for who, done in turns.items()}, parts=parts[i] if parts else {})
+        for i in range(config.rounds)
+    ]
+    whole = Round(
+        turns={who: _median(done) for who, done in turns.items()},
+        parts={name: _median([round_[name] for round_ in parts]) for name in (parts[0] if parts else {})},
+    )
+    pil = max(
+        (name for name in PIL if (name, threads) in turns),
+        key=lambda name: whole.turns[name, threads].samples_per_s,
+        default=None,
+    )
+    cpu, claims = ("cpu", threads), []
+    if config.device == "cpu" and cpu in turns and pil is not None:
+        faster = [r.turns[cpu].samples_per_s / r.turns[pil, threads].samples_per_s for r in (whole, *rounds)]
+        by_cpu = whole.turns[pil, threads].cpu_ms_per_sample / whole.turns[cpu].cpu_ms_per_sample
+        claims.append(_claim(f"cpu ÷ {pil}", faster, 6.0, by_cpu=by_cpu))
+    ceiling = whole.ceiling(threads) if parts else None
+    if ceiling is not None:
+        shares = [r.ceiling(threads).share for r in (whole, *rounds)]
+        claims.append(_claim("cpu ÷ the sum of its parts", shares, 0.75, by_cpu=ceiling.share_by_cpu))
+    scaling = whole.scaling(threads) if ("decode-only", 1) in turns and threads > 1 else None
+    if scaling is not None:
+        ratios = [r.scaling(threads).ratio for r in (whole, *rounds)]
+        claims.append(_claim(f"1→{threads} threads, cpu ÷ decode-only", ratios, 0.95, by_cpu=None))
+    pil_per_s = None if pil is None else whole.turns[pil, threads].samples_per_s
+    return Measured(
+        results=[
+            summarise(name, done, config, pil_per_s=pil_per_s)
+            for (name, on_threads), done in turns.items()
+            if on_threads == threads
+        ],
+        ceiling=ceiling,
+        scaling=scaling,
+        claims=claims,
+        skipped=skipped,
     )
 
-    @contextmanager
-    def open_crisp() -> Iterator[Iterator[Any]]:
-        loader = build_train_loader(train, rank=0, world_size=1, device=torch.device("cpu"))
-        try:
-            yield iter(loader)
-        finally:
-            loader.close()
 
-    return open_crisp
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Round:
+    """What every contender and part reached in one round; or the medians over all."""
 
+    turns: dict[_Contender, Turn]
+    parts: dict[str, Part]
 
-def _take_turn(batches: Iterator[Any], config: LoaderBenchConfig, threads: int) -> Turn:
-    # Prefetch: 2 batches of ours, 2 per worker of a DataLoader; after these have gone the rate is steady.
-    for _ in range(2 * threads + 2):
-        next(batches)
-    count, start, cpu_start = 0, time.perf_counter(), _cpu_seconds()
-    # DataLoader workers make a batch each, and so deliver in volleys: whole volleys are counted.
-    while count % threads or time.perf_counter() - start < config.seconds:
-        next(batches)
-        count += 1
-    elapsed, cpu = time.perf_counter() - start, _cpu_seconds() - cpu_start
-    samples = count * config.batch
-    return Turn(samples_per_s=samples / elapsed, cpu_ms_per_sample=cpu / samples * 1e3, cores_busy=cpu / elapsed)
+    def ceiling(self, threads: int) -> Ceiling:
+        """Of the CPU renderer."""
+        cpu = self.turns["cpu", threads]
+        return make_ceiling(self.parts, samples_per_s=cpu.samples_per_s, cpu_ms_per_sample=cpu.cpu_ms_per_sample)
+
+    def scaling(self, threads: int) -> Scaling:
+        """From one thread to all."""
+        cpu, decode_only = (
+            (self.turns[name, 1].samples_per_s, self.turns[name, threads].samples_per_s)
+            for name in ("cpu", "decode-only")
+        )
+        return make_scaling(threads=threads, cpu=cpu, decode_only=decode_only)
 
 
-def _cpu_seconds() -> float:
-    """Processor time of this process and of its living children."""
-    total, ticks = time.process_time(), os.sysconf("SC_CLK_TCK")
-    for child in multiprocessing.active_children():
-        # The fields after the command's name, which is in parentheses; user and system time are the 14th and 15th.
-        fields = Path(f"/proc/{child.pid}/stat").read_text().rpartition(")")[2].split()
-        total += (int(fields[11]) + int(fields[12])) / ticks
-    return total
+_Measurement = TypeVar("_Measurement", Turn, Part)
 
 
-def _summary(backend: str, turns: Sequence[Turn]) -> Result:
+def _median(rounds: Sequence[_Measurement]) -> _Measurement:
+    """Field by field; None where all are."""
+    values: dict[str, Any] = {}
+    for field in dataclasses.fields(rounds[0]):
+        known = [value for each in rounds if (value := getattr(each, field.name)) is not None]
+        values[field.name] = statistics.median(known) if known else None
+    return type(rounds[0])(**values)
+
+
+def _claim(name: str, figures: Sequence[float], goal: float, *, by_cpu: float | None) -> Claim:
+    """`figures`: from the medians, then of each round."""
+    value, *each = figures
+    return Claim(name=name, value=value, per_round=statistics.median(each), by_cpu=by_cpu, goal=goal, met=value >= goal)
+
+
+def summarise(backend: str, turns: Sequence[Turn], config: LoaderBenchConfig, *, pil_per_s: float | None) -> Result:
+    """A backend's turns as one result."""
     rates = [turn.samples_per_s for turn in turns]
+    rate, peak_mb = statistics.median(rates), max(turn.peak_mb for turn in turns)
+    cores_busy = statistics.median(turn.cores_busy for turn in turns)
+    first = [turn.first_batch_s for turn in turns if turn.first_batch_s is not None]
+    threads = config.used_threads
+    if backend in (*PIL, "torchvision-v2"):
+        threads = config.workers or threads
     return Result(
         backend=backend,
-        samples_per_s=statistics.median(rates),
+        device="gpu" if config.device == "gpu" and BACKENDS[backend].on_gpu else "cpu",
+        threads=threads,
+        samples_per_s=rate,
         slowest=min(rates),
         fastest=max(rates),
+        spread=(max(rates) - min(rates)) / rate,
+        rounds=rates,
         cpu_ms_per_sample=statistics.median(turn.cpu_ms_per_sample for turn in turns),
-        cores_busy=statistics.median(turn.cores_busy for turn in turns),
+        cores_busy=cores_busy,
+        cpu_share=cores_busy / len(os.sched_getaffinity(0)),
+        cores_of_others=max(turn.cores_of_others for turn in turns),
+        first_batch_s=statistics.median(first) if first else None,
+        peak_mb=peak_mb,
+        peak_mb_per_thread=peak_mb / threads,
+        processes=max(turn.processes for turn in turns),
+        gpu_mb=max(turn.gpu_mb for turn in turns),
+        times_pil=None if pil_per_s is None else rate / pil_per_s,
     )
 
 
-def results_table(results: Sequence[Result]) -> Table:
-    """The results for a terminal, against torchvision-pil where it was measured."""
-    peer = next((result for result in results if result.backend == "torchvision-pil"), None)
-    table = Table(title="loader", caption=NOTES if peer else None)
-    table.add_column("backend", no_wrap=True)
-    for heading in ("samples/s", "range", "CPU ms/sample", "cores busy", "× PIL"):
-        table.add_column(heading, justify="right")
-    for result in results:
-        table.add_row(
-            result.backend,
-            f"{result.samples_per_s:.0f}",
-            f"{result.slowest:.0f}–{result.fastest:.0f}",
-            f"{result.cpu_ms_per_sample:.2f}",
-            f"{result.cores_busy:.1f}",
-            f"{result.samples_per_s / peer.samples_per_s:.1f}" if peer else "",
-        )
-    return table
-
-
-def hardware() -> str:
-    """Processor, usable cores, operating system and torch version, in one line."""
-    return f"{processor()}, {platform.system()}, torch {torch.__version__}"
+# --- the command line -----------------------------------------------------------------------------------------------
 
 
 def main(args: Sequence[str] | None = None) -> None:
     """The command line."""
     config = tyro.cli(LoaderBenchConfig, args=args, prog="crisp bench loader", description=__doc__)
-    results = bench_loader(config)
+    check_report(config.json)
     console = Console()
-    console.print(results_table(results))
-    console.print(f"{date.today()}, {hardware()}", markup=False, highlight=False)
-    if config.json is not None:
-        measured = {
-            "date": str(date.today()),
-            "hardware": hardware(),
-            "config": {**dataclasses.asdict(config), "shards": str(config.shards), "json": str(config.json)},
-            "results": [dataclasses.asdict(result) for result in results],
-        }
-        config.json.write_text(json.dumps(measured, indent=2) + "\n")
+    about = hardware()  # before: the load is what others do
+    if config.tune:
+        from crisp.benchmarks.loader_tune import print_tuned, tune_loader
+
+        check_shards(config.shards, batch=config.batch)
+        if config.device == "gpu":
+            check_gpu()
+        tuned = tune_loader(config)
+        print_tuned(tuned, console)
+        write_report(config.json, config, hardware=about, measured=dataclasses.asdict(tuned))
+    else:
+        from crisp.benchmarks.loader_table import print_measured
+
+        if config.picture is not None:
+            from crisp.viz.figure import new_figure
+
+            new_figure(1, 1)  # what is missing for the picture is said now, not after minutes
+        measured = bench_loader(config)
+        print_measured(measured, console)
+        if config.picture is not None:
+            from crisp.benchmarks.loader_picture import draw_results
+
+            draw_results(measured, config.picture, about=about)
+        write_report(config.json, config, hardware=about, measured=dataclasses.asdict(measured))
+    console.print(f"{date.today()}, {about}", markup=False, highlight=False)
 
 
 if __name__ == "__main__":

@@ -44,6 +44,7 @@ from rich.table import Table
 
 from crisp.benchmarks.machine import processor
 from crisp.benchmarks.peers.shard_decoders import DECODERS, STRICT_CHECK, decode_all
+from crisp.benchmarks.report_file import check_report, write_report
 from crisp.benchmarks.shard_manifest import ManifestResult, summarise_manifest, take_manifest_turn, write_manifest
 from crisp.errors import CrispError
 from crisp.shard_imagenet.config import ShardConfig
@@ -428,6 +429,7 @@ def hardware() -> str:
 def main(args: Sequence[str] | None = None) -> None:
     """The command line."""
     config = tyro.cli(ShardBenchConfig, args=args, prog="crisp bench shard", description=__doc__)
+    check_report(config.json)
     about = hardware()  # before: the load is what others do
     measured = bench_shard(config)
     console = Console()
@@ -436,12 +438,7 @@ def main(args: Sequence[str] | None = None) -> None:
     for name, reason in measured.skipped.items():
         console.print(f"{name}: left out, {reason}", markup=False, highlight=False)
     console.print(f"{date.today()}, {about}", markup=False, highlight=False)
-    if config.json is not None:
-        values = {
-            key: str(value) if isinstance(value, Path) else value for key, value in dataclasses.asdict(config).items()
-        }
-        written = {"date": str(date.today()), "hardware": about, "config": values, **dataclasses.asdict(measured)}
-        config.json.write_text(json.dumps(written, indent=2, ensure_ascii=False) + "\n")
+    write_report(config.json, config, hardware=about, measured=dataclasses.asdict(measured))
 
 
 if __name__ == "__main__":

@@ -89,7 +89,7 @@ def take_manifest_turn(folder: Path, cold: bool) -> ManifestTurn:
     start_s = time.perf_counter()
     manifest, _ = open_shards(folder)
     open_s = time.perf_counter() - start_s
-    defaults = DataConfig(shards=folder)
+    defaults = DataConfig(shards=str(folder))
     layout = EpochLayout(
         shard_samples=[shard.samples for shard in manifest.shards],
         global_batch=GLOBAL_BATCH,

@@ -39,5 +39,9 @@ class Batch:
             **{f.name: getattr(self, f.name).to(device, non_blocking=non_blocking) for f in dataclasses.fields(self)}
         )
 
+    def pin_memory(self) -> "Batch":
+        """The same batch in page-locked memory; what lies there already is not copied."""
+        return Batch(**{f.name: getattr(self, f.name).pin_memory() for f in dataclasses.fields(self)})
+
     def __len__(self) -> int:
         return self.sample_id.shape[0]

@@ -4,8 +4,10 @@ RUN/checkpoints/step-00000100/state.pt          tensors and plain values, read w
 RUN/checkpoints/step-00000100/checkpoint.json   step, size and SHA-256 of state.pt
 """
 
+import contextlib
 import hashlib
 import json
+import logging
 import os
 import shutil
 from pathlib import Path
@@ -16,10 +18,13 @@ from torch import nn
 
 from crisp.errors import CrispError
 
+log = logging.getLogger(__name__)
+
 STATE_FILE = "state.pt"
 SEAL_FILE = "checkpoint.json"
 _STEP_PREFIX = "step-"
 _PARTIAL_PREFIX = ".partial-"
+_DAMAGED_PREFIX = ".damaged-"
 
 
 def _sha256(path: Path) -> str:
@@ -51,10 +56,33 @@ def save_checkpoint(folder: Path, state: dict[str, Any], *, step: int, keep: int
     """Write `state` as the checkpoint of `step` and keep the newest `keep`.
 
     At whatever moment the process dies, every folder named step-N is a whole checkpoint.
+
+    Raises:
+        CrispError: it cannot be written (a full disk, for one); the checkpoints that were there still are.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    remove_partial(folder)
     final = folder / f"{_STEP_PREFIX}{step:08d}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        remove_partial(folder)
+        _write(final, state, step)
+        for old in list_checkpoints(folder)[:-keep]:
+            _discard(old)
+    except (OSError, RuntimeError) as error:  # torch's writer raises a RuntimeError for what the system refuses
+        with contextlib.suppress(OSError):
+            remove_partial(folder)
+        kept = ", ".join(path.name for path in list_checkpoints(folder)) or "none"
+        raise CrispError(
+            f"{final}: not saved ({_reason(error)}); kept: {kept}; make room, or choose another folder with --out"
+        ) from error
+    return final
+
+
+def _reason(error: OSError | RuntimeError) -> str:
+    return error.strerror or str(error) if isinstance(error, OSError) else str(error).splitlines()[0]
+
+
+def _write(final: Path, state: dict[str, Any], step: int) -> None:
+    folder = final.parent
     partial = folder / f"{_PARTIAL_PREFIX}{final.name}"
     partial.mkdir()
     torch.save(state, partial / STATE_FILE)
@@ -71,9 +99,6 @@ def save_checkpoint(folder: Path, state: dict[str, Any], *, step: int, keep: int
         _discard(final)
     partial.rename(final)
     _flush(folder)
-    for old in list_checkpoints(folder)[:-keep]:
-        _discard(old)
-    return final
 
 
 def _discard(checkpoint: Path) -> None:
@@ -83,13 +108,47 @@ def _discard(checkpoint: Path) -> None:
     shutil.rmtree(doomed)
 
 
+def load_newest(folder: Path) -> tuple[Path, dict[str, Any]] | None:
+    """The newest checkpoint that is whole, and its state; None where none was ever written.
+
+    Damaged ones are passed over, with a warning.
+
+    Raises:
+        CrispError: there are checkpoints, and all are damaged.
+    """
+    found = list_checkpoints(folder)
+    damage: list[CrispError] = []
+    for checkpoint in reversed(found):
+        try:
+            state = load_checkpoint(checkpoint)
+        except CrispError as error:
+            damage.append(error)
+            continue
+        for error in damage:
+            log.warning("%s; going on from %s", error, checkpoint.name)
+        return checkpoint, state
+    if damage:
+        raise CrispError(f"{folder}: none of {len(found)} checkpoints is whole; the newest: {damage[0]}")
+    return None
+
+
+def set_aside_newer(folder: Path, step: int) -> None:
+    """Rename damaged checkpoints of later steps, so that they are not found again and not counted as kept."""
+    for checkpoint in list_checkpoints(folder):
+        if int(checkpoint.name.removeprefix(_STEP_PREFIX)) > step:
+            aside = checkpoint.with_name(f"{_DAMAGED_PREFIX}{checkpoint.name}")
+            if aside.exists():
+                shutil.rmtree(aside)
+            checkpoint.rename(aside)
+
+
 def load_checkpoint(checkpoint: Path) -> dict[str, Any]:
     """The state of a checkpoint folder, on the CPU, after its seal has been checked.
 
     Raises:
         CrispError: a file is missing, truncated or altered.
     """
-    remedy = f"delete {checkpoint} to go on from the checkpoint before it"
+    remedy = "restore it, or delete it to go on from the one before"
     state_file = checkpoint / STATE_FILE
     if not state_file.is_file():
         raise CrispError(f"{state_file}: missing; {remedy}")

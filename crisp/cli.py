@@ -71,14 +71,23 @@ def _train(args: Sequence[str]) -> None:
 
 
 def _bench(args: Sequence[str]) -> None:
+    _run_module("bench", "benchmark", BENCHMARKS, "crisp.benchmarks", args)
+
+
+def _viz(args: Sequence[str]) -> None:
+    _run_module("viz", "picture", PICTURES, "crisp.viz", args)
+
+
+def _run_module(command: str, kind: str, table: dict[str, str], package: str, args: Sequence[str]) -> None:
+    """Hand what follows the name to `main` of the module of that name, or list the names."""
     import importlib
 
     if not args or args[0] in ("-h", "--help"):
-        print("usage: crisp bench NAME [--field value …]\n\n" + _table(BENCHMARKS))
+        print(f"usage: crisp {command} NAME [--field value …]\n\n" + _table(table))
         return
-    if args[0] not in BENCHMARKS:
-        raise CrispError(f"bench {args[0]!r}: there is no such benchmark; choose one of {', '.join(BENCHMARKS)}")
-    module = importlib.import_module(f"crisp.benchmarks.{args[0]}")
+    if args[0] not in table:
+        raise CrispError(f"{command} {args[0]!r}: there is no such {kind}; choose one of {', '.join(table)}")
+    module = importlib.import_module(f"{package}.{args[0]}")
     module.main(args[1:])
 
 
@@ -105,14 +114,21 @@ COMMANDS = {
     "shard": Command(help="turn images into WebDataset shards with an index; verify and merge them", run=_shard),
     "bench": Command(help="measure the loader and its parts on this machine", run=_bench),
     "train": Command(help="pre-train a recipe, or resume a run", run=_train),
+    "viz": Command(help="draw what the loader makes of a sample", run=_viz),
     "demo": Command(help="the whole chain on a few hundred small photographs, in minutes", run=_demo),
 }
 
 BENCHMARKS = {
+    "feed": "GPUs of a given img/s that this node can feed, from originals and from 320 and 256 px shards",
     "loader": "samples per second of each renderer against a torchvision/PIL loader",
     "plan": "milliseconds to draw a batch: order, crops, colours, block masks",
     "shard": "images per second of `crisp shard` against decoding alone and other writers",
+    "step": "a training step's time and memory, with and without regions, and the loader's headroom over it",
     "warp": "region discovery and warping: torch form, and Triton where there is a GPU",
+}
+
+PICTURES = {
+    "views": "one sample as the loader makes it: reference, all views, and a grid drawn through the affine on each",
 }
 
 

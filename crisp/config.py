@@ -24,32 +24,67 @@ def _require(ok: bool, message: str) -> None:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class DaliConfig:
+    """How the DALI renderer is set up; none of it changes a sample. `crisp bench loader --tune` measures them."""
+
+    workers: int = 1
+    """Processes that read ahead of the graph, a step each; 0: the training process reads."""
+    hardware_decoder_share: float = 0.75
+    """Of the JPEGs, decoded by the GPU's own decoder where it has one (A100, H100); the rest by its cores."""
+    preallocate_width_px: int = 0
+    """Width of the images for which decoders reserve memory at once; 0: nearly the largest of the data."""
+    preallocate_height_px: int = 0
+    """Height of them; 0: nearly the largest of the data."""
+
+    def __post_init__(self) -> None:
+        _require(self.workers >= 0, f"data.dali.workers={self.workers}: must be 0 or more")
+        _require(
+            0 <= self.hardware_decoder_share <= 1,
+            f"data.dali.hardware_decoder_share={self.hardware_decoder_share}: must be between 0 and 1",
+        )
+        for name in ("preallocate_width_px", "preallocate_height_px"):
+            _require(getattr(self, name) >= 0, f"data.dali.{name}={getattr(self, name)}: must be 0 (automatic) or more")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class DataConfig:
     """Where samples come from and who renders them."""
 
-    shards: Path | None = None
-    """Folder written by `crisp shard`."""
+    shards: str | None = None
+    """Folder written by `crisp shard`: a path, or a URL (s3, gs, http)."""
     renderer: Literal["auto", "dali", "cpu"] = "auto"
     """Who renders the views: DALI, or the threaded CPU renderer; auto takes DALI where there is a GPU."""
     threads: int = 0
     """Threads of the renderer; 0: the cores of this machine shared by its ranks."""
+    read_threads: int = 4
+    """Threads that read images ahead of the renderer."""
     prefetch_batches: int = 2
     """Batches rendered ahead of the step."""
+    pixels: Literal["float32", "float16"] = "float32"
+    """Type of the images; float16 halves memory and transfer."""
     parts: int = 8
     """Canonical parts of the sample order, a constant of a run: node i of N reads parts i, i+N, …"""
     shuffle_window_shards: int = 16
     """Samples are shuffled within windows of this many (shuffled) shards."""
     verify_checksums: bool = True
     """Check each sample's bytes against the index before decoding."""
+    max_bad_share: float = 0.01
+    """Stop when more than this share of the samples (and more than 16) had to be replaced by a neighbour."""
+    sample_timeout_s: float = 60.0
+    """A sample that takes longer to read or to decode is replaced."""
+    cache: Path | None = None
+    """Where shards from a URL are kept, for all ranks of a machine; default crisp in the user's cache folder."""
+    cache_gb: float = 100.0
+    """Size that this cache may have, in 10⁹ bytes."""
+    dali: DaliConfig = field(default_factory=DaliConfig)
 
     def __post_init__(self) -> None:
         _require(self.threads >= 0, f"data.threads={self.threads}: must be 0 (automatic) or more")
-        _require(self.prefetch_batches >= 1, f"data.prefetch_batches={self.prefetch_batches}: must be 1 or more")
-        _require(self.parts >= 1, f"data.parts={self.parts}: must be 1 or more")
-        _require(
-            self.shuffle_window_shards >= 1,
-            f"data.shuffle_window_shards={self.shuffle_window_shards}: must be 1 or more",
-        )
+        for name in ("read_threads", "prefetch_batches", "parts", "shuffle_window_shards"):
+            _require(getattr(self, name) >= 1, f"data.{name}={getattr(self, name)}: must be 1 or more")
+        for name in ("sample_timeout_s", "cache_gb"):
+            _require(getattr(self, name) > 0, f"data.{name}={getattr(self, name)}: must be positive")
+        _require(0 <= self.max_bad_share <= 1, f"data.max_bad_share={self.max_bad_share}: must be between 0 and 1")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -292,6 +327,21 @@ class OptimConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class InitConfig:
+    """Published weights that a run starts from; schedules and centres start anew."""
+
+    weights: str | None = None
+    """File of iBOT, DINO, DINOv2 or timm weights (.pth, .safetensors), or timm:NAME; none: random weights."""
+    which: Literal["teacher", "student"] = "teacher"
+    """Network of a file that holds a whole run; student and teacher both start from it."""
+    heads: bool = True
+    """Take its projection head too, where it has one."""
+
+    def __post_init__(self) -> None:
+        _require(self.weights != "", "init.weights='': empty; give a file or timm:NAME, or leave it out")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class TrainConfig:
     """A whole run."""
 
@@ -317,6 +367,7 @@ class TrainConfig:
     region: RegionConfig = field(default_factory=RegionConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
+    init: InitConfig = field(default_factory=InitConfig)
 
     def __post_init__(self) -> None:
         _require(self.log_every >= 1, f"log_every={self.log_every}: must be 1 or more")

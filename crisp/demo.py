@@ -109,14 +109,16 @@ def _write_shards(config: DemoConfig, out: Path, console: Console) -> tuple[Path
 
 
 def _bench(shards: Path, console: Console) -> None:
-    from crisp.benchmarks.loader import Backend, LoaderBenchConfig, bench_loader, results_table
+    from crisp.benchmarks.loader import LoaderBenchConfig, bench_loader
+    from crisp.benchmarks.loader_table import results_table
     from crisp.pipelines.dali_extra import dali_available
 
-    backends: tuple[Backend, ...] = ("cpu", "dali-cpu", "torchvision-pil")
+    backends: tuple[str, ...] = ("cpu", "dali", "torchvision-pil")
     if not dali_available():
         backends = ("cpu", "torchvision-pil")
         console.print("DALI is not installed, so its renderer is left out (pip install 'crisp-ssl\\[cuda13]')")
-    console.print(results_table(bench_loader(LoaderBenchConfig(shards=shards, backends=backends))))
+    quick = LoaderBenchConfig(shards=shards, backends=backends, rounds=1, seconds=2, ceiling=False)
+    console.print(results_table(bench_loader(quick)))
 
 
 def _training_config(config: DemoConfig, out: Path) -> TrainConfig:
@@ -130,7 +132,7 @@ def _training_config(config: DemoConfig, out: Path) -> TrainConfig:
         out=out,
         seed=config.seed,
         optim=replace(base.optim, epochs=epochs, warmup_epochs=warmup_epochs),
-        data=replace(base.data, shards=out / "shards" / "train", renderer="auto" if dali_available() else "cpu"),
+        data=replace(base.data, shards=str(out / "shards" / "train"), renderer="auto" if dali_available() else "cpu"),
     )
 
 

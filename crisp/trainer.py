@@ -16,19 +16,28 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from crisp.batch import Batch
-from crisp.checkpoint import list_checkpoints, load_checkpoint, load_weights, remove_partial, save_checkpoint
+from crisp.checkpoint import (
+    list_checkpoints,
+    load_newest,
+    load_weights,
+    remove_partial,
+    save_checkpoint,
+    set_aside_newer,
+)
 from crisp.config import TrainConfig
 from crisp.distributed import World, sum_over_ranks, world_from_environment
 from crisp.errors import CrispError
+from crisp.interruption import interruption
 from crisp.losses import CrispLoss, LossTerms, TeacherStatistics, Temperatures
 from crisp.metrics import MetricsWriter
+from crisp.models.initialise import InitReport, initialise
 from crisp.models.student_teacher import StudentTeacher, build_student_teacher, masked_positions
 from crisp.ops.regions import discover_and_warp, resolve_implementation
 from crisp.optim import apply_schedule, build_optimizer, clip_each_gradient, drop_gradients
 from crisp.pipelines.loader import TrainLoader, build_train_loader
 from crisp.progress import TrainProgress
 from crisp.regions import visible_in_both
-from crisp.runs import CHECKPOINTS, check_free, create_run
+from crisp.runs import CHECKPOINTS, FAULTS, check_free, create_run
 from crisp.schedules import StepSchedule, schedule_at
 
 log = logging.getLogger(__name__)
@@ -48,6 +57,8 @@ class TrainState:
     loss: CrispLoss
     optimizer: torch.optim.AdamW
     scaler: torch.amp.GradScaler
+    init: InitReport | None = None
+    """What was loaded from `config.init.weights`, if this run starts from them"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -154,14 +165,21 @@ def _autocast(state: TrainState) -> contextlib.AbstractContextManager[Any]:
     return torch.autocast(state.world.device.type, AUTOCAST[precision], enabled=precision != "fp32")
 
 
-def build_state(config: TrainConfig, world: World) -> TrainState:
-    """Networks, loss and optimiser of a fresh run; the weights depend on `config.seed` alone.
+def build_state(config: TrainConfig, world: World, *, from_checkpoint: bool = False) -> TrainState:
+    """Networks, loss and optimiser of a fresh run; weights depend on `config.seed` and `config.init` alone.
+
+    Args:
+        config: the run's.
+        world: this rank's.
+        from_checkpoint: a checkpoint will replace the weights, so `config.init` is not read (and may be gone).
 
     Raises:
-        CrispError: a model that does not exist or does not fit.
+        CrispError: a model that does not exist or does not fit, or initial weights that cannot be used.
     """
     torch.manual_seed(config.seed)
     networks = build_student_teacher(config, world.device)
+    # Each rank reads them: DistributedDataParallel would send round the student's alone.
+    init = initialise(networks, config.init) if config.init.weights and not from_checkpoint else None
     student: nn.Module = networks.student
     if world.size > 1:
         device_ids = [world.device.index] if world.device.type == "cuda" else None
@@ -174,6 +192,7 @@ def build_state(config: TrainConfig, world: World) -> TrainState:
         loss=CrispLoss(config.loss, prototypes=config.model.prototypes, region=config.region.enabled).to(world.device),
         optimizer=build_optimizer(networks.student, config.optim, device=world.device),
         scaler=torch.amp.GradScaler(world.device.type, enabled=config.precision == "fp16"),
+        init=init,
     )
 
 
@@ -194,12 +213,21 @@ def train(config: TrainConfig, *, resume: bool = False) -> Path:
         if not resume:
             check_free(run)  # on every rank, so that all leave together
         loader = build_train_loader(
-            config, rank=world.rank, world_size=world.size, nodes=world.nodes, device=world.device
+            config,
+            rank=world.rank,
+            world_size=world.size,
+            nodes=world.nodes,
+            device=world.device,
+            faults_folder=run / FAULTS,
         )
         closing.callback(loader.close)
-        state = build_state(config, world)
+        # A run that was killed before its first checkpoint starts again, from its initial weights.
+        state = build_state(config, world, from_checkpoint=resume and bool(list_checkpoints(run / CHECKPOINTS)))
         if world.is_main and not resume:
             create_run(config)
+        if world.is_main and state.init:
+            state.init.log()
+            state.init.write(run)
         first_step = _restore(state, loader, run) if resume else 0
         _check_agreement(world, run, first_step)
         _log_choices(config, world)
@@ -220,6 +248,7 @@ def _run_steps(state: TrainState, loader: TrainLoader, run: Path, first_step: in
         if writer:
             closing.callback(writer.close)
         batches = meter.waiting(iter(loader))
+        stopping = closing.enter_context(interruption(world))
         for step in range(first_step, steps):
             batch = next(batches)
             schedule = schedule_at(config, step=step, steps_per_epoch=loader.steps_per_epoch)
@@ -234,10 +263,14 @@ def _run_steps(state: TrainState, loader: TrainLoader, run: Path, first_step: in
                 if writer:
                     writer.write(values)
                     progress.show(values)
-            if done % config.checkpoint_every == 0 or done == steps:
+            stop = stopping.stop_now()
+            if done % config.checkpoint_every == 0 or done == steps or stop:
                 _check_finite_weights(state, done)
                 if world.is_main:
-                    _save(state, loader, run, done)
+                    _save(state, loader, run, done, last=done == steps or stop)
+            if stop and done < steps:
+                log.info("stopped after step %d; continue with 'crisp train --resume %s'", done, run)
+                break
 
 
 class _Meter:
@@ -268,10 +301,12 @@ class _Meter:
 
     def read(self, step: int, schedule: StepSchedule) -> dict[str, Any]:
         """Means since the last reading, over all ranks. Collective; waits for the device."""
-        sums = sum_over_ranks(self._sums).tolist()
+        of_host = self._sums.new_tensor([self._wait_s, self._loader.replaced])
+        sums = sum_over_ranks(torch.cat([self._sums, of_host])).tolist()
         elapsed_s = time.perf_counter() - self._began_s
         loss, cls, patch, region = (value / self._steps for value in sums[:4])
-        regions, valid, patches_1, patches_2 = sums[4:]
+        regions, valid, patches_1, patches_2, wait_s, replaced = sums[4:]
+        wait_s /= self._state.world.size
         values = {
             "step": step,
             "epoch": (step - 1) // self._loader.steps_per_epoch,
@@ -289,8 +324,9 @@ class _Meter:
             "teacher_temperature": schedule.teacher_temperature,
             "step_s": elapsed_s / self._steps,
             "images_per_s": self._steps * self._state.config.optim.global_batch / elapsed_s,
-            "data_wait_s": self._wait_s / self._steps,
-            "data_wait_share": self._wait_s / elapsed_s,
+            "data_wait_s": wait_s / self._steps,
+            "data_wait_share": wait_s / elapsed_s,
+            "samples_replaced": int(replaced),
         }
         self._reset()
         return values
@@ -315,8 +351,12 @@ def _check_finite_weights(state: TrainState, step: int) -> None:
         )
 
 
-def _save(state: TrainState, loader: TrainLoader, run: Path, step: int) -> None:
-    """Only the main rank: networks, centres and moments are the same on all."""
+def _save(state: TrainState, loader: TrainLoader, run: Path, step: int, *, last: bool) -> None:
+    """Only the main rank: networks, centres and moments are the same on all.
+
+    A checkpoint on the way that cannot be written is no reason to stop: there is an older one, and there may be room
+    for the next.
+    """
     content = {
         "step": step,
         "world_size": state.world.size,
@@ -328,19 +368,26 @@ def _save(state: TrainState, loader: TrainLoader, run: Path, step: int) -> None:
         "scaler": state.scaler.state_dict(),
         "loader": loader.state_dict(),
     }
-    save_checkpoint(run / CHECKPOINTS, content, step=step, keep=state.config.keep_checkpoints)
+    try:
+        save_checkpoint(run / CHECKPOINTS, content, step=step, keep=state.config.keep_checkpoints)
+    except CrispError as error:
+        if last:
+            raise
+        log.error("%s; training goes on", error)
 
 
 def _restore(state: TrainState, loader: TrainLoader, run: Path) -> int:
     """Load the newest checkpoint; returns the steps done. A run killed before its first one starts again."""
     folder = run / CHECKPOINTS
-    found = list_checkpoints(folder)
     if state.world.is_main:
         remove_partial(folder)
-    if not found:
+    newest = load_newest(folder)
+    if newest is None:
         log.info("%s: no checkpoint yet, starting from step 0", run)
         return 0
-    content = load_checkpoint(found[-1])
+    source, content = newest
+    if state.world.is_main:
+        set_aside_newer(folder, content["step"])
     if content["data"] != loader.fingerprint:
         raise CrispError(
             f"{state.config.data.shards}: not the data that {run} was trained on (the index differs); name the same "
@@ -349,7 +396,7 @@ def _restore(state: TrainState, loader: TrainLoader, run: Path) -> int:
     for name, module in (
         ("student", state.networks.student), ("teacher", state.networks.teacher), ("loss", state.loss),
     ):  # fmt: skip
-        load_weights(module, content[name], source=f"{found[-1]} ({name})")
+        load_weights(module, content[name], source=f"{source} ({name})")
     state.optimizer.load_state_dict(content["optimizer"])
     state.scaler.load_state_dict(content["scaler"])
     loader.load_state_dict(content["loader"])
@@ -358,7 +405,7 @@ def _restore(state: TrainState, loader: TrainLoader, run: Path) -> int:
             "resumed with %d ranks, written by %d: the same samples, weights equal up to rounding",
             state.world.size, content["world_size"],
         )  # fmt: skip
-    log.info("resumed %s at step %d", found[-1], content["step"])
+    log.info("resumed %s at step %d", source, content["step"])
     return int(content["step"])
 
 

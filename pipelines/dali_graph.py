@@ -40,6 +40,16 @@ Source = Callable[[int], Work]
 DaliDevice = Literal["cpu", "gpu"]
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DecoderOptions:
+    """Of the decoder on the GPU; none of it changes a pixel."""
+
+    hardware_share: float = 0.75
+    """Of the JPEGs, decoded by the hardware decoder where there is one"""
+    preallocate_px: tuple[int, int] = (0, 0)
+    """Width and height of images for which memory is reserved at once"""
+
+
 class GraphInputs(NamedTuple):
     """What the graph is fed for a step: B samples along each first axis (V views, K seeds, n patches)."""
 
@@ -85,7 +95,7 @@ class StepInputs:
         """Arrays of one step."""
         work = self.source(self.first_step + iteration)
         plan = work.plan
-        _check_drawn_for(self.views, work)
+        check_drawn_for(self.views, work)
         x, y, width, height = np.moveaxis(plan.crop_px.astype(np.float32), -1, 0)
         start = np.stack([y, np.where(plan.flip, x + width, x)], axis=-1)
         end = np.stack([y + height, np.where(plan.flip, x, x + width)], axis=-1)
@@ -117,7 +127,7 @@ def _readable(image: memoryview) -> NDArray[np.uint8]:
     return data
 
 
-def _check_drawn_for(views: ViewsConfig, work: Work) -> None:
+def check_drawn_for(views: ViewsConfig, work: Work) -> None:
     """The graph leaves out blur and solarise where the config never draws them; the plan must agree."""
     plan = work.plan
     assert plan.flip.shape == (len(work.encoded), views.views), "the plan is of other views than the graph's"
@@ -173,17 +183,36 @@ def _feed(inputs: StepInputs, workers: int) -> Any:
     )
 
 
-@pipeline_def(enable_conditionals=True)
-def _render(views: ViewsConfig, device: DaliDevice, dtype: types.DALIDataType, inputs: StepInputs, workers: int) -> Any:
-    # `if` on a value of the graph splits the batch: only the samples that want an operator run through it.
-    fed = _feed(inputs, workers)
-    image = fn.decoders.image(
-        fed.encoded,
+def _decode(encoded: DataNode, device: DaliDevice, options: DecoderOptions) -> DataNode:
+    hints: dict[str, Any] = {}
+    if device == "gpu":  # a batch with a larger image than any before costs an allocation, which stops the whole GPU
+        hints = {
+            "hw_decoder_load": options.hardware_share,
+            "preallocate_width_hint": options.preallocate_px[0],
+            "preallocate_height_hint": options.preallocate_px[1],
+        }
+    return fn.decoders.image(
+        encoded,
         device="mixed" if device == "gpu" else "cpu",
         output_type=types.RGB,
         adjust_orientation=False,
         jpeg_fancy_upsampling=True,  # as libjpeg-turbo does it, so that GPU and CPU see the same chroma
+        **hints,
     )
+
+
+@pipeline_def(enable_conditionals=True)
+def _render(
+    views: ViewsConfig,
+    device: DaliDevice,
+    dtype: types.DALIDataType,
+    inputs: StepInputs,
+    workers: int,
+    decoder: DecoderOptions,
+) -> Any:
+    # `if` on a value of the graph splits the batch: only the samples that want an operator run through it.
+    fed = _feed(inputs, workers)
+    image = _decode(fed.encoded, device, decoder)
     rendered = []
     for view, side_px in enumerate(views.view_px):
         group = min(view, 2)
@@ -215,6 +244,7 @@ def build_graph(
     prefetch_batches: int = 2,
     workers: int = 1,
     half: bool = False,
+    decoder: DecoderOptions = DecoderOptions(),
 ) -> Pipeline:
     """The graph whose run i renders global step `first_step` + i.
 
@@ -229,6 +259,7 @@ def build_graph(
         prefetch_batches: runs kept in flight.
         workers: processes that call the source ahead of the graph, one whole step each; 0: call it in `run`.
         half: float16 pixels in place of float32.
+        decoder: how the GPU decodes.
 
     Returns:
         A pipeline with the outputs reference [B, 3, H, W], the V views [B, 3, side, side] each, normalised, then
@@ -240,6 +271,7 @@ def build_graph(
         types.FLOAT16 if half else types.FLOAT,
         StepInputs(source, first_step, views),
         workers,
+        decoder,
         batch_size=batch_size,
         num_threads=threads,
         device_id=device_id,
@@ -247,3 +279,20 @@ def build_graph(
         py_num_workers=workers,
         py_start_method="spawn",
     )
+
+
+@pipeline_def(batch_size=1, num_threads=1, prefetch_queue_depth=1)
+def _decode_alone(device: DaliDevice) -> Any:
+    encoded = fn.external_source(name="encoded", dtype=types.UINT8, ndim=1)
+    return _decode(encoded, device, DecoderOptions())
+
+
+def decodes(image: memoryview, *, device: DaliDevice, device_id: int | None) -> str | None:
+    """Decode one image in a graph of its own, which costs some milliseconds; DALI's message if it dies of it."""
+    graph = _decode_alone(device, device_id=device_id)
+    graph.feed_input("encoded", [_readable(image)])
+    try:
+        graph.run()
+    except RuntimeError as error:
+        return str(error).strip().splitlines()[-1]
+    return None

@@ -59,6 +59,29 @@ class Decoder:
         return size
 
 
+def check_header(data: memoryview, *, height_px: int, width_px: int) -> None:
+    """See whether the bytes begin as an image of that size does; some microseconds, no pixels are decoded.
+
+    Raises:
+        CrispError: they do not.
+    """
+    size = None
+    if detect_codec(data) is Codec.JPEG:
+        try:
+            height, width, _, _ = simplejpeg.decode_jpeg_header(data)
+            size = height, width
+        except ValueError:  # an error, or only a warning: PIL tells them apart
+            pass
+    if size is None:
+        try:
+            with Image.open(io.BytesIO(data)) as image:
+                size = image.height, image.width
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            raise CrispError(f"cannot be decoded ({error})") from error
+    if size != (height_px, width_px):
+        raise CrispError(f"an image of {size[1]}×{size[0]} px, the index says {width_px}×{height_px}")
+
+
 def _decode_with_pil(data: memoryview) -> NDArray[np.uint8]:
     try:
         with Image.open(io.BytesIO(data)) as image:

@@ -144,11 +144,7 @@ def samples_of_parts(layout: EpochLayout, epoch: int, *, part: Ints, nth: Ints) 
     Returns:
         [R] int64.
     """
-    total = layout.samples
-    part_start = part * total // layout.parts
-    part_size = (part + 1) * total // layout.parts - part_start
-    # Windows are near-equal shares of the part: fixed lengths would leave a scrap at its end that is hardly shuffled.
-    windows = np.maximum(1, (part_size + layout.window_samples // 2) // layout.window_samples)
+    part_start, part_size, windows = _windows_of(layout, part)
     window = ((nth + 1) * windows - 1) // part_size
     start = window * part_size // windows
     size = (window + 1) * part_size // windows - start
@@ -157,10 +153,70 @@ def samples_of_parts(layout: EpochLayout, epoch: int, *, part: Ints, nth: Ints) 
 
     # Parts would hold the same samples in every epoch if there is only one shard; the random start prevents it.
     order, ends, first = _shard_sequence(layout, epoch)
-    position = (position + first) % total
+    position = (position + first) % layout.samples
     place = np.searchsorted(ends, position, side="right")
     shard = order[place]
     return layout.first_rows[shard] + position - (ends[place] - layout.sizes[shard])
+
+
+def _windows_of(layout: EpochLayout, part: Ints) -> tuple[Ints, Ints, Ints]:
+    """Where parts [R] start in the sequence, their sizes, and their numbers of windows."""
+    start = part * layout.samples // layout.parts
+    size = (part + 1) * layout.samples // layout.parts - start
+    # Windows are near-equal shares of the part: fixed lengths would leave a scrap at its end that is hardly shuffled.
+    return start, size, np.maximum(1, (size + layout.window_samples // 2) // layout.window_samples)
+
+
+@dataclass(frozen=True, slots=True)
+class ComingShards:
+    """What a rank reads around a step; shards in the order of the sequence, window by window, none twice."""
+
+    current: tuple[int, ...]
+    """Of the windows that the step reads from"""
+    following: tuple[int, ...]
+    """Of the windows after those, without the current ones; windows that begin sooner come first"""
+
+
+def coming_shards(layout: EpochLayout, global_step: int, slots: Ints) -> ComingShards:
+    """The shards that slots of the global batch read at a step, and soon.
+
+    Within a window samples are shuffled, so any of its shards may be next. A shard that straddles two windows of one
+    part is read in both, one after the other; one that straddles two parts, of which there are at most P, at the
+    beginning of one and at the end of the other.
+    """
+    epoch, step = epoch_and_step(layout, global_step)
+    per_part = layout.global_batch // layout.parts
+    current: dict[int, None] = {}
+    windows_after: list[tuple[int, list[int]]] = []  # the step at which a window begins, its shards
+    for part in np.unique(slots % layout.parts):
+        _, size, windows = (int(values[0]) for values in _windows_of(layout, np.array([part])))
+        first, last = (((nth + 1) * windows - 1) // size for nth in (step * per_part, (step + 1) * per_part - 1))
+        read = layout.steps_per_epoch * per_part  # samples of the part that this epoch shows
+        for window in range(first, last + 1):
+            current |= dict.fromkeys(_window_shards(layout, epoch, int(part), window))
+        more = last + 1 < windows and (last + 1) * size // windows < read
+        next_epoch, window = (epoch, last + 1) if more else (epoch + 1, 0)
+        begins = next_epoch * layout.steps_per_epoch + window * size // windows // per_part
+        windows_after.append((begins, _window_shards(layout, next_epoch, int(part), window)))
+    following = dict.fromkeys(
+        shard for _, shards in sorted(windows_after, key=lambda after: after[0]) for shard in shards
+    )
+    return ComingShards(tuple(current), tuple(shard for shard in following if shard not in current))
+
+
+def _window_shards(layout: EpochLayout, epoch: int, part: int, window: int) -> list[int]:
+    """The shards that a window of a part lies in, in the order of the sequence."""
+    part_start, size, windows = (int(values[0]) for values in _windows_of(layout, np.array([part])))
+    order, ends, first = _shard_sequence(layout, epoch)
+    start = part_start + window * size // windows + first
+    length = (window + 1) * size // windows - window * size // windows
+    place = int(np.searchsorted(ends, start % layout.samples, side="right"))
+    shards, left = [], length + start % layout.samples - int(ends[place] - layout.sizes[order[place]])
+    while left > 0:
+        shards.append(int(order[place]))
+        left -= int(layout.sizes[order[place]])
+        place = (place + 1) % len(order)
+    return [shard for shard in shards if layout.sizes[shard]]
 
 
 @functools.lru_cache(maxsize=4)

@@ -401,6 +401,64 @@ def render_sample(  # type: ignore[no-untyped-def]
     return True
 
 
+# --- the parts of render_sample, to be measured alone ---------------------------------------------------------------
+
+
+@njit(**_options)
+def resize_views(image, height, width, cubic, crop_px, flip, sides, columns, scratch) -> None:  # type: ignore[no-untyped-def]
+    """The resizes of `render_sample`, for P plans of one image: `crop_px` [P, V, 4], `flip` [P, V].
+
+    `sides` [1 + V] of the reference and the views. Each overwrites the one before.
+    """
+    planes, strip, tile, _, _ = scratch
+    whole = np.array([0, 0, width, height], np.int32)
+    for p in range(len(crop_px)):
+        for v in range(-1, crop_px.shape[1]):
+            if v < 0:
+                crop, mirrored = whole, False
+            else:
+                crop, mirrored = crop_px[p, v], flip[p, v]
+            side = sides[v + 1]
+            size = _padded_px(side)
+            view = planes[: 3 * size * size].reshape(3, size, size)
+            _resize(image, width, crop, cubic, mirrored, side, view, strip, columns, tile)
+
+
+@njit(**_options)
+def blur_views(blur_sigma_px, sides, scratch) -> None:  # type: ignore[no-untyped-def]
+    """The blurs of `render_sample` for P plans, `blur_sigma_px` [P, V], of whatever the planes hold."""
+    planes, _, _, rows, line = scratch
+    for p in range(len(blur_sigma_px)):
+        for v in range(blur_sigma_px.shape[1]):
+            side, sigma_px = sides[v + 1], np.float64(blur_sigma_px[p, v])
+            size = _padded_px(side)
+            if sigma_px > 0:
+                _blur(planes[: 3 * size * size].reshape(3, size, size), side, sigma_px, rows, line)
+
+
+@njit(**_options)
+def finish_views(  # type: ignore[no-untyped-def]
+    color_matrix, solarize, sample, reference, global_views, local_views, half, scratch
+) -> None:
+    """Colour, solarise and normalise of `render_sample` for P plans, `color_matrix` [P, V, 3, 4], `solarize` [P, V].
+
+    Of whatever the planes hold, into rows `sample`, `sample` + 1, … of a batch.
+    """
+    planes, _, _, _, line = scratch
+    identity = np.eye(3, 4).astype(np.float32)
+    for p in range(len(color_matrix)):
+        row = (sample + p) % len(reference)
+        for v in range(-1, color_matrix.shape[1]):
+            if v < 0:
+                out, matrix, inverted = reference[row], identity, False
+            else:
+                out = global_views[v, row] if v < 2 else local_views[v - 2, row]
+                matrix, inverted = color_matrix[p, v], solarize[p, v]
+            side = out.shape[1]
+            size = _padded_px(side)
+            _finish(planes[: 3 * size * size].reshape(3, size, size), side, matrix, inverted, line, out, half)
+
+
 class Scratch:
     """Working memory of one thread, kept from sample to sample: fresh memory costs a page fault per 4 kB.
 

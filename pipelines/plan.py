@@ -94,6 +94,15 @@ def make_plan(
     )
 
 
+def put_sample(plan: Plan, b: int, other: Plan) -> None:
+    """Overwrite sample `b` of a plan by the only sample of another."""
+    for name in ("sample_id", "crop_px", "flip", "color_factors", "color_matrix", "blur_sigma_px", "solarize"):
+        getattr(plan, name)[b] = getattr(other, name)[0]
+    plan.region_seed[b] = other.region_seed[0]
+    plan.view_from_reference[:, b] = other.view_from_reference[:, 0]
+    plan.patch_masks[:, b] = other.patch_masks[:, 0]
+
+
 def crop_windows(
     views: ViewsConfig, *, seed: int, epoch: int, sample_id: Ints, height_px: Ints, width_px: Ints
 ) -> NDArray[np.int32]:

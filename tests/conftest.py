@@ -1,6 +1,7 @@
 """Fixtures for every folder of tests, and what holds for the whole run: threads, and warnings as errors."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 # Before torch, NumPy or OpenCV are imported, here and in what tests start: the test processes share the cores.
@@ -13,6 +14,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as the crisp command does
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 from numpy.typing import NDArray  # noqa: E402
+
+from tests.faulty_http import Faults, faulty_proxy  # noqa: E402
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -40,3 +43,42 @@ def photographs() -> dict[str, NDArray[np.uint8]]:
 
     wanted = {"astronaut", "chelsea", "coffee", "china", "flower"}
     return {path.stem: load_rgb(path) for path in wheel_photographs() if path.stem in wanted}
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[tuple[str, int]]:
+    """Host and port of a real S3 API."""
+    moto = pytest.importorskip("moto.server")
+    server = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    server.start()
+    yield server.get_host_and_port()
+    server.stop()
+
+
+@pytest.fixture
+def store(s3_server: tuple[str, int], monkeypatch: pytest.MonkeyPatch) -> Iterator[Faults]:
+    """s3:// leads to a new bucket 'data' through a proxy that fails as its `choose` says; at first it never does."""
+    import fsspec.config
+    import s3fs
+
+    from crisp import storage
+
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "testing")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    monkeypatch.setattr(storage, "FIRST_WAIT_S", 0.01)
+    faults = Faults(lambda number, method: None)
+    with faulty_proxy(s3_server, faults) as url:
+        # as a user configures fsspec for a store of their own
+        options = {
+            "endpoint_url": url,
+            "config_kwargs": {"read_timeout": 1, "retries": {"max_attempts": 0}},
+            "skip_instance_cache": True,
+        }
+        monkeypatch.setitem(fsspec.config.conf, "s3", options)
+        storage._file_system.cache_clear()
+        direct = s3fs.S3FileSystem(endpoint_url=f"http://{s3_server[0]}:{s3_server[1]}", skip_instance_cache=True)
+        direct.mkdir("data")
+        yield faults
+        direct.rm("data", recursive=True)
+        storage._file_system.cache_clear()

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from crisp.cli import BENCHMARKS, COMMANDS, main
+from crisp.cli import BENCHMARKS, COMMANDS, PICTURES, main
 
 
 def run(capsys: pytest.CaptureFixture[str], *args: str | Path) -> tuple[int, str, str]:
@@ -23,8 +23,14 @@ def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert max(map(len, out.splitlines())) <= 120
 
 
-def test_bench_and_train_without_a_name_list_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
-    assert all(name in run(capsys, "bench")[1] for name in BENCHMARKS)
+def test_commands_without_a_name_list_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
+    for command, table in (("bench", BENCHMARKS), ("viz", PICTURES)):
+        for help_ in ([], ["--help"]):
+            status, out, _ = run(capsys, command, *help_)
+            assert status == 0
+            assert f"usage: crisp {command} NAME" in out
+            assert all(f"  {name} " in out and text in out for name, text in table.items())
+            assert max(map(len, out.splitlines())) <= 120
     assert "vits16" in run(capsys, "train")[1]
 
 
@@ -65,6 +71,15 @@ def _one_line(status: int, err: str, *words: str) -> None:
         (("train", "--resume"), ("no run given",)),
         (("train", "--resume", "{tmp}/empty"), ("no config.json",)),
         (("bench", "nothing"), ("'nothing'", "choose one of")),
+        (("bench", "step", "--recipe", "vits17"), ("'vits17'", "choose one of vits16")),
+        (("bench", "step", "--pairs", "0"), ("pairs=0",)),
+        (("bench", "step", "--shards", "{tmp}/nowhere"), ("no such folder", "crisp shard")),
+        (("bench", "feed"), ("--images", "--shards")),
+        (("bench", "feed", "--shards", "{tmp}/nowhere"), ("no such folder", "crisp shard")),
+        (("bench", "feed", "--images", "{tmp}/nowhere"), ("nowhere", "no such file or folder")),
+        (("viz", "nothing"), ("'nothing'", "choose one of views")),
+        (("viz", "views", "--shards", "{tmp}/nowhere", "--out", "{tmp}/a.png"), ("no such folder", "crisp shard")),
+        (("viz", "views", "--shards", "{tmp}/empty", "--out", "{tmp}/a.gif"), ("a.gif", ".png or .pdf")),
         (("demo", "--images", "{tmp}/empty", "--out", "{tmp}/demo"), ("0 usable photographs",)),
     ],
 )
@@ -86,6 +101,22 @@ def test_gpu_asked_for_where_there_is_none(shards: Path, capsys: pytest.CaptureF
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     status, _, err = run(capsys, "train", "demo", "--data.shards", shards, "--device", "cuda")
     _one_line(status, err, "device=cuda", "--device cpu")
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (("--sample", "0", "12", "--out", "{tmp}/a.png"), ("sample=12", "12 samples", "from 0 to 11")),
+        (("--sample", "11", "--views.local-views", "0", "--out", "{tmp}/shards/index.npy/a.png"), ("a.png", "--out")),
+    ],
+)
+def test_a_picture_that_cannot_be_drawn(
+    shards: Path, capsys: pytest.CaptureFixture[str], args: tuple[str, ...], words: tuple[str, ...]
+) -> None:
+    pytest.importorskip("matplotlib", reason="pictures need the extra 'demo'")
+    rest = (a.format(tmp=shards.parent) for a in args)
+    status, _, err = run(capsys, "viz", "views", "--shards", shards, *rest)
+    _one_line(status, err, *words)
 
 
 def test_unknown_model(shards: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -18,9 +18,10 @@ LAYERS = (
     {"trainer"},
     {"viz"},
     {"evals", "shard_imagenet", "demo_images"},
+    {"interruption"},
     {"pipelines", "models", "losses", "regions", "optim", "checkpoint", "distributed", "metrics", "progress", "runs"},
     {"ops"},
-    {"batch", "geometry", "masking", "shard_format", "schedules", "recipes"},
+    {"batch", "geometry", "masking", "shard_format", "schedules", "recipes", "storage"},
     {"config", "philox"},
     {"errors", "jit", "__init__"},
 )
@@ -32,7 +33,18 @@ PEERS = {
 }
 
 # Rooms that never reach torch, whatever they import: the command line and its errors come fast, sharding stays light.
-TORCH_FREE = {"cli", "config", "recipes", "geometry", "masking", "shard_format", "shard_imagenet", "schedules", "runs"}
+TORCH_FREE = {
+    "cli",
+    "config",
+    "recipes",
+    "geometry",
+    "masking",
+    "shard_format",
+    "shard_imagenet",
+    "schedules",
+    "runs",
+    "storage",
+}
 
 
 @dataclass(frozen=True)

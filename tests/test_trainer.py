@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,12 +17,13 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+import crisp.checkpoint
 from crisp.checkpoint import list_checkpoints, load_checkpoint
 from crisp.config import ModelConfig, RegionConfig, TrainConfig
 from crisp.errors import CrispError
 from crisp.metrics import METRICS_FILE, read_metrics
 from crisp.recipes import demo
-from crisp.runs import CHECKPOINTS
+from crisp.runs import CHECKPOINTS, FAULTS
 from crisp.shard_imagenet import ShardConfig, shard_imagenet
 from crisp.trainer import train
 
@@ -53,7 +55,7 @@ def tiny(shards: Path, run: Path) -> TrainConfig:
         out=run,
         log_every=1,
         checkpoint_every=2,
-        data=replace(base.data, shards=shards, threads=1, renderer="cpu"),
+        data=replace(base.data, shards=str(shards), threads=1, renderer="cpu"),
         views=replace(base.views, reference_px=64, global_px=64, local_px=32, local_views=2),
         model=ModelConfig(
             arch="vit_tiny_patch16_224", embed_dim=48, depth=2, drop_path=0.2,
@@ -188,12 +190,73 @@ def test_resume_refuses_other_data_and_damaged_checkpoints(shards: Path, tmp_pat
         ShardConfig(source=str(shards.parent / "images"), out=str(tmp_path / "other"), shard_bytes=10_000, workers=1)
     )
     with pytest.raises(CrispError, match="not the data"):
-        train(replace(config, data=replace(config.data, shards=tmp_path / "other")), resume=True)
+        train(replace(config, data=replace(config.data, shards=str(tmp_path / "other"))), resume=True)
     with pytest.raises(CrispError, match="another architecture"):
         train(replace(config, model=replace(config.model, prototypes=32)), resume=True)
-    os.truncate(list_checkpoints(run / CHECKPOINTS)[-1] / "state.pt", 1000)
-    with pytest.raises(CrispError, match="truncated"):
+    for checkpoint in list_checkpoints(run / CHECKPOINTS):
+        os.truncate(checkpoint / "state.pt", 1000)
+    with pytest.raises(CrispError, match=r"none of 2 checkpoints is whole; the newest: .*truncated"):
         train(config, resume=True)
+
+
+def test_a_torn_checkpoint_is_passed_over_and_the_run_ends_the_same(
+    shards: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = tiny(shards, tmp_path / "run")
+    run = train(config)
+    whole = final_state(run)
+    torn = list_checkpoints(run / CHECKPOINTS)[-1]
+    os.truncate(torn / "state.pt", 1000)
+    train(config, resume=True)
+    assert (
+        f"truncated; restore it, or delete it to go on from the one before; going on from step-{STEPS - 1:08d}"
+        in caplog.text
+    )
+    assert_identical(final_state(run), whole)
+    assert (run / CHECKPOINTS / f".damaged-{torn.name}").is_dir()
+
+
+def test_a_full_disk_during_a_save_keeps_the_older_checkpoint_and_the_run_goes_on(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = tiny(shards, tmp_path / "run")
+    flush, flushed = crisp.checkpoint._flush, []
+
+    def full_at_the_second_save(path: Path) -> None:
+        flushed.append(path)
+        if f"step-{4:08d}" in str(path):
+            raise OSError(28, "No space left on device")
+        flush(path)
+
+    monkeypatch.setattr(crisp.checkpoint, "_flush", full_at_the_second_save)
+    run = train(replace(config, keep_checkpoints=10))
+    assert [int(path.name[-2:]) for path in list_checkpoints(run / CHECKPOINTS)] == [2, 6, 8, 9]
+    assert "not saved (No space left on device); kept: step-00000002; make room" in caplog.text
+    assert not list((run / CHECKPOINTS).glob(".partial-*"))
+
+
+def test_a_damaged_sample_is_survived_counted_and_repeated_by_a_resumed_run(shards: Path, tmp_path: Path) -> None:
+    damaged = tmp_path / "damaged"
+    shutil.copytree(shards, damaged)
+    offset = int(np.load(damaged / "index.npy")["offset"][3])
+    with (damaged / "shard-000000.tar").open("r+b") as file:
+        file.seek(offset + 300)
+        file.write(b"\x00\x01\x02")
+    config = tiny(shards, tmp_path / "whole")
+    config = replace(config, data=replace(config.data, shards=str(damaged)))
+    whole = train(config)
+    (line,) = read_metrics(whole / METRICS_FILE)[-1:]
+    assert line["samples_replaced"] >= 1
+    rows = [json.loads(row) for row in (whole / FAULTS / "rank-00000.jsonl").read_text().splitlines()]
+    assert {(row["failed_id"], row["kind"]) for row in rows} == {(3, "bytes")}
+
+    cut = replace(config, out=tmp_path / "cut")
+    train(cut)
+    for checkpoint in list_checkpoints(cut.run_folder / CHECKPOINTS)[1:]:
+        shutil.rmtree(checkpoint)
+    # Mended meanwhile: the log decides.
+    train(replace(cut, data=replace(config.data, shards=str(shards))), resume=True)
+    assert_identical(final_state(whole), final_state(cut.run_folder))
 
 
 def test_weights_that_are_not_finite_are_never_saved(shards: Path, tmp_path: Path) -> None:
@@ -212,7 +275,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(shards: Path, tmp_path: Path) -
         train(replace(config, optim=replace(config.optim, base_lr=1e30, clip_norm=0.0)))
 
 
-def _wait_for_step(run: Path, step: int, process: subprocess.Popen[str]) -> None:
+def wait_for_step(run: Path, step: int, process: subprocess.Popen[str]) -> None:
     deadline = time.monotonic() + 300
     while time.monotonic() < deadline:
         if (run / METRICS_FILE).exists() and any(line["step"] >= step for line in read_metrics(run / METRICS_FILE)):
@@ -251,7 +314,7 @@ def test_killed_with_sigkill_and_resumed_it_ends_bit_for_bit_the_same(shards: Pa
     cut = tmp_path / "cut"
     process = start("demo", *as_arguments(tiny(shards, cut)))
     for step, delay_s in ((3, 0.0), (6, 0.013)):
-        _wait_for_step(cut, step, process)
+        wait_for_step(cut, step, process)
         time.sleep(delay_s)
         victims = _ranks(process) if ranks > 1 else [process.pid]
         if victims:

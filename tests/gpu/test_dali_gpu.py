@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from crisp.batch import Batch
-from crisp.config import ViewsConfig
+from crisp.config import DaliConfig, ViewsConfig
 from crisp.errors import CrispError
 from crisp.pipelines.constants import IMAGENET_STD
 from crisp.pipelines.plan import make_plan
@@ -63,7 +63,7 @@ def renderer(device: Any, views: ViewsConfig, steps: list[Work], **options: Any)
             "device_id": None,
             "threads": 2,
             "prefetch_batches": 1,
-            "workers": 0,
+            "options": DaliConfig(workers=0),
             **options,
         },
     )

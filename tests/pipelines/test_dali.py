@@ -2,12 +2,14 @@ import dataclasses
 import functools
 import gc
 import io
+import itertools
 import multiprocessing
 import operator
 import os
 import re
 import subprocess
 import sys
+import time
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -19,10 +21,11 @@ from PIL import Image
 
 import crisp
 from crisp.batch import Batch
-from crisp.config import ViewsConfig
+from crisp.config import DaliConfig, ViewsConfig
 from crisp.errors import CrispError
 from crisp.pipelines.constants import IMAGENET_STD
 from crisp.pipelines.cpu import CpuRenderer
+from crisp.pipelines.faults import SampleError
 from crisp.pipelines.plan import Plan, make_plan
 from crisp.pipelines.source import Work
 
@@ -30,6 +33,7 @@ pytest.importorskip("nvidia.dali", reason="DALI is not installed: pip install 'c
 
 from nvidia.dali import backend, fn, pipeline_def
 
+import crisp.pipelines.dali
 from crisp.pipelines.dali import DaliRenderer
 from crisp.pipelines.dali_extra import dali_available
 from crisp.pipelines.dali_graph import build_graph
@@ -97,7 +101,7 @@ def dali(views: ViewsConfig, steps: list[Work], **options: Any) -> DaliRenderer:
             "device_id": None,
             "threads": 2,
             "prefetch_batches": 1,
-            "workers": 0,
+            "options": DaliConfig(workers=0),
             **options,
         },
     )
@@ -273,7 +277,7 @@ def test_no_local_views(photographs: list[bytes]) -> None:
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_step_renders_to_the_same_bytes_wherever_one_starts(steps: list[Work], workers: int) -> None:
-    options = {"workers": workers, "prefetch_batches": 2}
+    options = {"options": DaliConfig(workers=workers), "prefetch_batches": 2}
     renderer = dali(SMALL, steps, **options)
     from_0 = [batch for batch, _ in zip(renderer.batches(0), range(4), strict=False)]
     from_2 = [batch for batch, _ in zip(renderer.batches(2), range(2), strict=False)]
@@ -295,7 +299,7 @@ def test_a_sample_is_the_same_in_a_batch_of_another_size(photographs: list[bytes
 
 def test_closing_ends_the_iterator_and_its_processes_but_not_its_batches(steps: list[Work]) -> None:
     before = set(multiprocessing.active_children())
-    renderer = dali(SMALL, steps, workers=1)
+    renderer = dali(SMALL, steps, options=DaliConfig(workers=1))
     iterator = renderer.batches(0)
     batch = next(iterator)
     kept = {name: tensor.clone() for name, tensor in tensors(batch).items()}
@@ -341,7 +345,7 @@ def test_an_error_of_the_source_is_raised_as_it_is(steps: list[Work]) -> None:
 
 def test_an_error_in_a_worker_is_raised_as_it_is(steps: list[Work]) -> None:
     # DALI hands over a worker's exceptions as text in a plain Exception
-    iterator = dali(SMALL, steps[:2], workers=1).batches(0)
+    iterator = dali(SMALL, steps[:2], options=DaliConfig(workers=1)).batches(0)
     next(iterator)
     next(iterator)
     with pytest.raises(IndexError, match="list index out of range"):
@@ -451,3 +455,57 @@ def test_a_mistake_in_a_gpu_graph_shows_without_a_gpu() -> None:
 
     with pytest.raises(RuntimeError, match=r"device|CPU|GPU"):
         wrong().serialize()
+
+
+def a_gif(photographs: list[bytes]) -> bytes:
+    """PIL takes it, and so does the CPU renderer; DALI dies of it."""
+    buffer = io.BytesIO()
+    Image.open(io.BytesIO(photographs[0])).save(buffer, "GIF")
+    return buffer.getvalue()
+
+
+def test_what_only_dali_cannot_decode_is_found_by_trying_each(
+    steps: list[Work], photographs: list[bytes], caplog: pytest.LogCaptureFixture
+) -> None:
+    good = [list(work.encoded) for work in steps]
+    expected = [dataclasses.replace(work, encoded=list(images)) for work, images in zip(steps, good, strict=True)]
+    bad = [dataclasses.replace(work, encoded=list(images)) for work, images in zip(steps, good, strict=True)]
+    bad[2].encoded[1] = memoryview(a_gif(photographs))
+    blamed = []
+
+    def put_back(work: Work, b: int, fault: SampleError) -> None:
+        blamed.append((work is bad[2], b, fault.kind))
+        work.encoded[b] = good[2][b]
+
+    found = itertools.islice(dali(SMALL, bad, replace=put_back).batches(0), len(steps))
+    for batch, other in zip(found, dali(SMALL, expected).batches(0), strict=False):
+        assert_same(batch, other)
+    assert blamed == [(True, 1, "decode")]
+    assert "its graph is built again" in caplog.text
+
+
+def test_a_graph_that_always_dies_is_given_up(steps: list[Work], monkeypatch: pytest.MonkeyPatch) -> None:
+    class Dead:
+        def run(self, stream: Any) -> None:
+            raise RuntimeError("first line\nout of memory")
+
+    monkeypatch.setattr(crisp.pipelines.dali, "build_graph", lambda *args, **options: Dead())
+    with pytest.raises(CrispError, match=r"step 1: DALI failed 3 times, at no image in particular \(out of memory\)"):
+        next(dali(SMALL, steps).batches(1))
+
+
+def test_a_graph_that_hangs_is_built_again(steps: list[Work], monkeypatch: pytest.MonkeyPatch) -> None:
+    real, built = crisp.pipelines.dali.build_graph, []
+
+    class Stuck:
+        def run(self, stream: Any) -> None:
+            time.sleep(5)
+
+    def build(*args: Any, **options: Any) -> Any:
+        built.append(options["first_step"])
+        return Stuck() if len(built) == 1 else real(*args, **options)
+
+    monkeypatch.setattr(crisp.pipelines.dali, "build_graph", build)
+    batch = next(dali(SMALL, steps, timeout_s=0.1, replace=None).batches(1))
+    assert built == [1, 1]
+    assert torch.equal(batch.sample_id, torch.from_numpy(steps[1].plan.sample_id))

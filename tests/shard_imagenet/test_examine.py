@@ -14,7 +14,7 @@ from crisp.shard_imagenet.config import MAX_PIXELS, ShardConfig
 from crisp.shard_imagenet.examine import Sample, examine
 from crisp.shard_imagenet.listing import Container, Entry, Rejection
 from crisp.shard_imagenet.reading import SourceReader
-from crisp.shard_imagenet.storage import Location
+from crisp.storage import Location
 
 Photo = Callable[..., Image.Image]
 Encode = Callable[..., bytes]

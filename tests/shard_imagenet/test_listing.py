@@ -6,7 +6,7 @@ import pytest
 
 from crisp.shard_imagenet import listing as module
 from crisp.shard_imagenet.listing import ClassIds, Entry, Listing, ListingWriter, Rejection
-from crisp.shard_imagenet.storage import Location
+from crisp.storage import Location
 
 NAMES = ["a/1", "ü b/2", os.fsdecode(b"\xff"), "", "x" * 5000]
 

@@ -2,17 +2,18 @@
 
 import os
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
 
+from crisp import storage
 from crisp.errors import CrispError
-from crisp.shard_imagenet import ShardConfig, Sharded, shard_imagenet, storage
-from crisp.shard_imagenet.storage import Location
-from tests.shard_imagenet.faulty_http import Fault, Faults, faulty_files, faulty_proxy
+from crisp.shard_imagenet import ShardConfig, Sharded, shard_imagenet
+from crisp.storage import Location
+from tests.faulty_http import Fault, Faults, faulty_files
 
 OPTIONS: dict[str, Any] = {"shard_bytes": 20_000, "workers": 1}
 
@@ -28,42 +29,6 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "n01" / "notes.txt").write_bytes(b"hello, world")
     (folder / "n01" / "empty.JPEG").write_bytes(b"")
     return folder
-
-
-@pytest.fixture(scope="module")
-def s3_server() -> Iterator[tuple[str, int]]:
-    moto = pytest.importorskip("moto.server")
-    server = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    server.start()
-    yield server.get_host_and_port()
-    server.stop()
-
-
-@pytest.fixture
-def store(s3_server: tuple[str, int], monkeypatch: pytest.MonkeyPatch) -> Iterator[Faults]:
-    """s3:// leads to a new bucket 'data' through a proxy that fails as its `choose` says; at first it never does."""
-    import fsspec.config
-    import s3fs
-
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        monkeypatch.setenv(name, "testing")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    monkeypatch.setattr(storage, "FIRST_WAIT_S", 0.01)
-    faults = Faults(lambda number, method: None)
-    with faulty_proxy(s3_server, faults) as url:
-        # as a user configures fsspec for a store of their own
-        options = {
-            "endpoint_url": url,
-            "config_kwargs": {"read_timeout": 1, "retries": {"max_attempts": 0}},
-            "skip_instance_cache": True,
-        }
-        monkeypatch.setitem(fsspec.config.conf, "s3", options)
-        storage._file_system.cache_clear()
-        direct = s3fs.S3FileSystem(endpoint_url=f"http://{s3_server[0]}:{s3_server[1]}", skip_instance_cache=True)
-        direct.mkdir("data")
-        yield faults
-        direct.rm("data", recursive=True)
-        storage._file_system.cache_clear()
 
 
 def _shard(source: str, out: str, **options: Any) -> Sharded:

@@ -18,7 +18,7 @@ from crisp.shard_format import MANIFEST_FILE
 from crisp.shard_imagenet import ShardConfig, Sharded, shard_imagenet
 from crisp.shard_imagenet.command import MergeConfig, merge
 from crisp.shard_imagenet.folder import locked
-from crisp.shard_imagenet.storage import Location
+from crisp.storage import Location
 
 OPTIONS: dict[str, Any] = {"shard_bytes": 30_000, "seed": 5}
 

@@ -17,10 +17,10 @@ from crisp.shard_imagenet import ShardConfig, shard_imagenet
 from crisp.shard_imagenet.examine import Sample
 from crisp.shard_imagenet.folder import Begun, begin, complete
 from crisp.shard_imagenet.listing import Entry
-from crisp.shard_imagenet.storage import Location
 from crisp.shard_imagenet.verify import Problem, Progress, VerifyConfig, main, verify_shards
 from crisp.shard_imagenet.work import Record, write_record
 from crisp.shard_imagenet.writer import write_shard
+from crisp.storage import Location
 
 Damage = Callable[[Path], None]
 

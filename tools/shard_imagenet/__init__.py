@@ -15,7 +15,6 @@ examine.py     take it or say why not                         reencode.py  make 
 writer.py      the tar, DALI's index of it, its rows
 folder.py      begun, complete, and in between
 verify.py      is all of it still there and whole             tar_walk.py  of one tar
-storage.py     paths and URLs, retries, whole files
 """
 
 from crisp.shard_imagenet.config import ShardConfig

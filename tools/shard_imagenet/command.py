@@ -18,8 +18,8 @@ from crisp.shard_imagenet.config import ShardConfig
 from crisp.shard_imagenet.folder import complete
 from crisp.shard_imagenet.listing import Rejection
 from crisp.shard_imagenet.shard import Planned, Sharded, plan_only, shard_imagenet
-from crisp.shard_imagenet.storage import Location
 from crisp.shard_imagenet.writer import shard_name
+from crisp.storage import Location
 
 _SHOW_EVERY_S = 0.2
 

@@ -28,9 +28,9 @@ from crisp.shard_format import (
     parse_manifest,
 )
 from crisp.shard_imagenet.listing import Rejection
-from crisp.shard_imagenet.storage import Found, Location
 from crisp.shard_imagenet.work import INCOMPLETE, read_record
 from crisp.shard_imagenet.writer import shard_name
+from crisp.storage import Found, Location
 
 _PLAN_FILE = "plan.json"
 

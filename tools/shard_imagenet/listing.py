@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from crisp.shard_imagenet.storage import Location
+from crisp.storage import Location
 
 _ROW = np.dtype(
     [

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from crisp.errors import CrispError
-from crisp.shard_imagenet.storage import Location
+from crisp.storage import Location
 
 _ROWS = 32  # decoded at a time
 _BUFFER = 1024 * 1024  # read at a time; without, pyarrow reads whole columns of a row group

@@ -22,8 +22,8 @@ from crisp.shard_imagenet.listing import Listing
 from crisp.shard_imagenet.plan import Plan, plan_shards
 from crisp.shard_imagenet.reading import SourceReader
 from crisp.shard_imagenet.sources import list_source
-from crisp.shard_imagenet.storage import Location
 from crisp.shard_imagenet.work import Job, ShardDone, ShardTask, stopped
+from crisp.storage import Location
 
 log = logging.getLogger(__name__)
 

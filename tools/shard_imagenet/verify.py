@@ -44,9 +44,9 @@ from crisp.shard_format import (
     fingerprint,
     parse_manifest,
 )
-from crisp.shard_imagenet.storage import Location
 from crisp.shard_imagenet.tar_walk import PIECE_BYTES, Faults, PieceStream, TarWalk, and_more
 from crisp.shard_imagenet.work import INCOMPLETE
+from crisp.storage import Location
 
 _LOOK_EVERY_S = 0.2
 _SHOWN = 50

@@ -23,8 +23,8 @@ from crisp.shard_imagenet.config import ShardConfig
 from crisp.shard_imagenet.examine import Sample, examine
 from crisp.shard_imagenet.listing import Container, Entry, Rejection
 from crisp.shard_imagenet.reading import SourceReader
-from crisp.shard_imagenet.storage import Location
 from crisp.shard_imagenet.writer import shard_name, write_shard
+from crisp.storage import Location
 
 INCOMPLETE = ".incomplete"
 

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from crisp.shard_format import INDEX_DTYPE, ShardInfo
 from crisp.shard_imagenet.examine import Sample
-from crisp.shard_imagenet.storage import Location
+from crisp.storage import Location
 
 BLOCK = 512  # of a tar: a member is one block of header (its names are short) and its data, padded to blocks
 _SEND_BYTES = 8 * 1024 * 1024

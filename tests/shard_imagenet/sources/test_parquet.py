@@ -7,7 +7,7 @@ import pytest
 
 from crisp.errors import CrispError
 from crisp.shard_imagenet.parquet_rows import ParquetRows
-from crisp.shard_imagenet.storage import Location
+from crisp.storage import Location
 
 pa = pytest.importorskip("pyarrow")
 pq = pytest.importorskip("pyarrow.parquet")

@@ -13,7 +13,7 @@ from crisp.errors import CrispError
 from crisp.shard_imagenet.config import ShardConfig
 from crisp.shard_imagenet.listing import Listing
 from crisp.shard_imagenet.sources import folders, imagenet_tars, kaggle, parquet, webdataset
-from crisp.shard_imagenet.storage import Location
+from crisp.storage import Location
 
 log = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ import re
 from crisp.errors import CrispError
 from crisp.shard_imagenet.config import ShardConfig
 from crisp.shard_imagenet.sources.folders import split_folders
-from crisp.shard_imagenet.storage import Location
+from crisp.storage import Location
 
 log = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from crisp.errors import CrispError
 from crisp.shard_imagenet.sources.wanted import read_text
-from crisp.shard_imagenet.storage import Location
+from crisp.storage import Location
 
 _TRUTH = "data/ILSVRC2012_validation_ground_truth.txt"
 _META = "data/meta.mat"

@@ -14,7 +14,7 @@ from crisp.shard_imagenet.config import ShardConfig
 from crisp.shard_imagenet.listing import ClassIds, Listing, ListingWriter
 from crisp.shard_imagenet.sources.labels_csv import CsvLabels
 from crisp.shard_imagenet.sources.wanted import final_classes, label_names, wanted_splits
-from crisp.shard_imagenet.storage import Found, Location
+from crisp.storage import Found, Location
 
 _SPLITS = {"train": "train", "val": "val", "validation": "val"}
 

@@ -15,7 +15,7 @@ from crisp.shard_imagenet.sources.container_files import container_files
 from crisp.shard_imagenet.sources.devkit import ValLabels, read_val_labels
 from crisp.shard_imagenet.sources.tar_members import Member, first_member, last_of_each, walk_tar
 from crisp.shard_imagenet.sources.wanted import final_classes, wanted_splits
-from crisp.shard_imagenet.storage import Location
+from crisp.storage import Location
 
 log = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ from crisp.shard_imagenet.listing import Listing
 from crisp.shard_imagenet.sources.folders import list_roots
 from crisp.shard_imagenet.sources.labels_csv import CsvLabels
 from crisp.shard_imagenet.sources.wanted import read_text, wanted_splits
-from crisp.shard_imagenet.storage import Location
+from crisp.storage import Location
 
 log = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from crisp.shard_imagenet.listing import Listing, ListingWriter
 from crisp.shard_imagenet.parquet_rows import Columns, find_columns, named, open_parquet
 from crisp.shard_imagenet.sources.container_files import by_split, container_files, has_files, split_roots
 from crisp.shard_imagenet.sources.wanted import MAX_LABEL, label_names, wanted_splits
-from crisp.shard_imagenet.storage import Location
+from crisp.storage import Location
 
 _SUFFIX = ".parquet"
 

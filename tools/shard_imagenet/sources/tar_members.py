@@ -9,7 +9,7 @@ from typing import IO, NamedTuple
 
 from crisp.errors import CrispError
 from crisp.shard_imagenet.sources.wanted import unsafe
-from crisp.shard_imagenet.storage import Location
+from crisp.storage import Location
 
 _BLOCK = 512
 _HEADER_MAX = 1024 * 1024  # of a long name or pax records; tarfile would read any size into memory

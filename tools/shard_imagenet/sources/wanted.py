@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from crisp.errors import CrispError
 from crisp.shard_imagenet.config import ShardConfig
 from crisp.shard_imagenet.listing import ClassIds
-from crisp.shard_imagenet.storage import Location
+from crisp.storage import Location
 
 MAX_LABEL = 9_999_999
 """A larger one is a mistake, and names for all below it would fill the memory"""

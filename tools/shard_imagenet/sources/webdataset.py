@@ -18,7 +18,7 @@ from crisp.shard_imagenet.sources.container_files import by_split, container_fil
 from crisp.shard_imagenet.sources.imagenet_tars import CLASS_TAR
 from crisp.shard_imagenet.sources.tar_members import REPLACED, Member, compressed, walk_tar
 from crisp.shard_imagenet.sources.wanted import MAX_LABEL, label_names, wanted_splits
-from crisp.shard_imagenet.storage import Location
+from crisp.storage import Location
 
 log = logging.getLogger(__name__)
 

@@ -283,6 +283,11 @@ def _found(entry: os.DirEntry[str]) -> Found:
 
 
 def _exactly(data: bytes, size: int, location: Location) -> bytes:
+    if len(data) > size:
+        raise CrispError(
+            f"{location}: the server sent {len(data)} bytes where {size} were asked for; it does not answer byte "
+            f"ranges (Python's http.server, for one), use one that does"
+        )
     if len(data) != size:
         raise OSError(5, f"{len(data)} bytes in place of {size}: cut short", str(location))
     return data

@@ -21,6 +21,8 @@ class Faults:
     def __init__(self, choose: Callable[[int, str], Fault | None]) -> None:
         self.choose = choose
         self.requests = 0
+        self.sent_bytes = 0
+        """Of answers to GET"""
         self.injected: Counter[str] = Counter()
         self.methods: Counter[str] = Counter()
         self._lock = threading.Lock()
@@ -33,6 +35,10 @@ class Faults:
             if fault is not None:
                 self.injected[fault] += 1
             return fault
+
+    def count(self, sent_bytes: int) -> None:
+        with self._lock:
+            self.sent_bytes += sent_bytes
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -64,10 +70,10 @@ class _Handler(BaseHTTPRequestHandler):
         if self.command == "HEAD":
             return
         if fault == "cut":
-            self.wfile.write(answer[: len(answer) // 2])
+            answer = answer[: len(answer) // 2]
             self.close_connection = True
-        else:
-            self.wfile.write(answer)
+        self.faults.count(len(answer))
+        self.wfile.write(answer)
 
     do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = handle_any  # noqa: N815
 

@@ -124,8 +124,8 @@ def load_newest(folder: Path) -> tuple[Path, dict[str, Any]] | None:
         except CrispError as error:
             damage.append(error)
             continue
-        for error in damage:
-            log.warning("%s; going on from %s", error, checkpoint.name)
+        for found_wrong in damage:
+            log.warning("%s; going on from %s", found_wrong, checkpoint.name)
         return checkpoint, state
     if damage:
         raise CrispError(f"{folder}: none of {len(found)} checkpoints is whole; the newest: {damage[0]}")

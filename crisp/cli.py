@@ -37,14 +37,15 @@ Beside this: 'crisp shard verify OUT' checks every byte, 'crisp shard merge OUT'
 
 
 def _train(args: Sequence[str]) -> None:
-    from crisp.recipes import RECIPES
+    from crisp.recipes import MAIN
 
     if not args or args[0] in ("-h", "--help"):
-        rows = {name: (recipe.__doc__ or "").splitlines()[0] for name, recipe in RECIPES.items()}
+        rows = {name: (recipe.__doc__ or "").splitlines()[0] for name, recipe in MAIN.items()}
         print(
             "usage: crisp train RECIPE [--field value …]\n"
             "       crisp train --resume RUN [--field value …]\n\n"
-            f"{_table(rows)}\n\n'crisp train RECIPE --help' lists the fields and this recipe's values."
+            f"{_table(rows)}\n\n'crisp recipes' has the rows of ablations, too; "
+            "'crisp train RECIPE --help' lists the fields and this recipe's values."
         )
         return
     import tyro
@@ -68,6 +69,22 @@ def _train(args: Sequence[str]) -> None:
     from crisp.trainer import train
 
     train(config, resume=resume)
+
+
+def _recipes(args: Sequence[str]) -> None:
+    import inspect
+
+    from crisp.recipes import RECIPES
+
+    if args and args[0] in ("-h", "--help"):
+        print("usage: crisp recipes [NAME…]\n\nLists the recipes of 'crisp train'; with names, tells all about these.")
+        return
+    if unknown := [name for name in args if name not in RECIPES]:
+        raise CrispError(f"recipe {unknown[0]!r}: there is no such recipe; 'crisp recipes' lists them")
+    if args:
+        print("\n\n".join(f"{name}\n{inspect.getdoc(RECIPES[name])}" for name in args))
+    else:
+        print(_table({name: (inspect.getdoc(recipe) or "").splitlines()[0] for name, recipe in RECIPES.items()}))
 
 
 def _bench(args: Sequence[str]) -> None:
@@ -114,6 +131,7 @@ COMMANDS = {
     "shard": Command(help="turn images into WebDataset shards with an index; verify and merge them", run=_shard),
     "bench": Command(help="measure the loader and its parts on this machine", run=_bench),
     "train": Command(help="pre-train a recipe, or resume a run", run=_train),
+    "recipes": Command(help="list the recipes of `crisp train`, or tell about some", run=_recipes),
     "viz": Command(help="draw what the loader makes of a sample", run=_viz),
     "demo": Command(help="the whole chain on a few hundred small photographs, in minutes", run=_demo),
 }

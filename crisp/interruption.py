@@ -5,6 +5,7 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -22,9 +23,9 @@ class Interruption:
     def __init__(self, world: World) -> None:
         self._several = world.size > 1
         # On the host, so that the answer costs the device no wait.
-        self._group = dist.new_group(backend="gloo") if self._several else None
+        self._group: Any = dist.new_group(backend="gloo") if self._several else None
         self._asked = 0
-        self._under_way: tuple[dist.Work, torch.Tensor] | None = None
+        self._under_way: tuple[Any, torch.Tensor] | None = None
 
     def hear(self, number: int, frame: FrameType | None) -> None:
         """The signals' handler."""

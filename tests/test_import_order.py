@@ -21,7 +21,7 @@ LAYERS = (
     {"interruption"},
     {"pipelines", "models", "losses", "regions", "optim", "checkpoint", "distributed", "metrics", "progress", "runs"},
     {"ops"},
-    {"batch", "geometry", "masking", "shard_format", "schedules", "recipes", "storage"},
+    {"batch", "geometry", "masking", "shard_format", "schedules", "recipes", "ablations", "storage"},
     {"config", "philox"},
     {"errors", "jit", "__init__"},
 )
@@ -29,6 +29,7 @@ LAYERS = (
 # What may look sideways in its own layer, and why.
 PEERS = {
     ("__main__", "cli"): "python -m crisp is the same command",
+    ("recipes", "ablations"): "the rows of ablations are recipes, too",
     ("losses", "models"): "a loss takes what the networks put out",
 }
 
@@ -44,6 +45,7 @@ TORCH_FREE = {
     "schedules",
     "runs",
     "storage",
+    "ablations",
 }
 
 

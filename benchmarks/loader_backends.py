@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from crisp.benchmarks.peers.loader_clock import Opener, Spec, Views
+from crisp.benchmarks.peers.clock import Opener, Spec, Views
 from crisp.config import train_config_from_json
 from crisp.errors import CrispError
 from crisp.pipelines.dali_extra import dali_available

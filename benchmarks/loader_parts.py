@@ -17,7 +17,7 @@ import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
 
-from crisp.benchmarks.peers.loader_clock import Spec, busy_seconds, cpu_seconds, peak_mb
+from crisp.benchmarks.peers.clock import Spec, busy_seconds, cpu_seconds, peak_mb
 from crisp.config import ViewsConfig, train_config_from_json
 from crisp.errors import CrispError
 from crisp.pipelines.decode import READ_AHEAD, Decoder

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from crisp.batch import Batch
-from crisp.benchmarks.peers.loader_clock import cpu_seconds
+from crisp.benchmarks.peers.clock import cpu_seconds
 from crisp.config import TrainConfig
 from crisp.pipelines.loader import TrainLoader, build_train_loader
 

@@ -17,7 +17,7 @@ from typing import Any
 import crisp
 from crisp.benchmarks.loader_backends import BACKENDS, PEERS, prepare
 from crisp.benchmarks.loader_ceiling import Part
-from crisp.benchmarks.peers.loader_clock import Spec, time_batches
+from crisp.benchmarks.peers.clock import Spec, time_batches
 from crisp.errors import CrispError
 
 PARTS = "parts"
@@ -114,7 +114,7 @@ def _last_line(text: str) -> str:
 
 
 class TorchGpu:
-    """See `loader_clock.Gpu`."""
+    """See `clock.Gpu`."""
 
     def settle(self) -> None:
         """Wait for the GPU."""

@@ -43,6 +43,7 @@ from rich.console import Console
 from rich.table import Table
 
 from crisp.benchmarks.machine import processor
+from crisp.benchmarks.peers.clock import cpu_seconds
 from crisp.benchmarks.peers.shard_decoders import DECODERS, STRICT_CHECK, decode_all
 from crisp.benchmarks.report_file import check_report, write_report
 from crisp.benchmarks.shard_manifest import ManifestResult, summarise_manifest, take_manifest_turn, write_manifest
@@ -259,26 +260,9 @@ def _crisp_turn(values: dict[str, Any]) -> Turn:
 def run_crisp(values: dict[str, Any]) -> tuple[Sharded, float, float]:
     """What was sharded, and seconds by the clock and of processors, this process's and its workers'."""
     cfg = ShardConfig(**values)
-    start_s, cpu_start_s = time.perf_counter(), _cpu_s()
+    start_s, cpu_start_s = time.perf_counter(), cpu_seconds()
     (sharded,) = shard_imagenet(cfg)
-    return sharded, time.perf_counter() - start_s, _cpu_s() - cpu_start_s
-
-
-def _cpu_s() -> float:
-    """Processor time of this process, its living children and all that either have waited for.
-
-    The workers' parent is the process that they are forked from, which lives on.
-    """
-    total_s, here = sum(os.times()[:4]), str(os.getpid())
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            # After the name, which is in parentheses: state, parent, …; the 14th to 17th of all fields are times.
-            fields = path.read_text().rpartition(")")[2].split()
-        except (FileNotFoundError, ProcessLookupError):  # it has ended meanwhile
-            continue
-        if fields[1] == here:
-            total_s += sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
-    return total_s
+    return sharded, time.perf_counter() - start_s, cpu_seconds() - cpu_start_s
 
 
 def _peer_turn(python: Path, script: str, scratch: Path, workers: int) -> Turn:

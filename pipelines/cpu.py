@@ -15,7 +15,7 @@ from crisp.errors import CrispError
 from crisp.pipelines.buffers import BufferPool
 from crisp.pipelines.crew import Crew, Job
 from crisp.pipelines.decode import Decoder
-from crisp.pipelines.faults import SampleError
+from crisp.pipelines.faults import SampleError, not_replaced
 from crisp.pipelines.pixels import Scratch, render_sample
 from crisp.pipelines.source import Work
 
@@ -122,10 +122,7 @@ class CpuRenderer:
             CrispError: nothing to replace it by.
         """
         if self._replace is None:
-            raise CrispError(
-                f"sample {work.plan.sample_id[b]}: {fault}; shard the source again, 'crisp shard' leaves out what "
-                f"cannot be decoded"
-            ) from fault
+            raise not_replaced(f"sample {work.plan.sample_id[b]}", fault) from fault
         self._replace(work, b, fault)
 
     def _render_sample(self, work: Work, b: int, images: list[np.ndarray], job: Job) -> None:

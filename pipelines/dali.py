@@ -23,7 +23,7 @@ from crisp.pipelines.dali_graph import (
     decodes,
 )
 from crisp.pipelines.decode import Decoder
-from crisp.pipelines.faults import SampleError
+from crisp.pipelines.faults import SampleError, not_replaced
 from crisp.pipelines.source import Work
 
 log = logging.getLogger(__name__)
@@ -201,10 +201,7 @@ class DaliRenderer:
         for b in range(len(work.encoded)):
             while (fault := self._try(decode, work.encoded[b])) is not None:
                 if self._replace is None:
-                    raise CrispError(
-                        f"sample {work.plan.sample_id[b]} of step {step}: {fault}; shard the source again, "
-                        f"'crisp shard' leaves out what cannot be decoded"
-                    ) from error
+                    raise not_replaced(f"sample {work.plan.sample_id[b]} of step {step}", fault) from error
                 self._replace(work, b, fault)
                 found += 1
         return found

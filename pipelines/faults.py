@@ -46,6 +46,11 @@ class SampleError(CrispError):
         self.kind, self.reason = kind, reason
 
 
+def not_replaced(sample: str, fault: SampleError) -> CrispError:
+    """What a renderer raises that may not replace a sample."""
+    return CrispError(f"{sample}: {fault}; shard the source again, 'crisp shard' leaves out what cannot be decoded")
+
+
 def neighbours(sizes: Ints, first_rows: Ints, sample_id: int) -> Iterator[list[int]]:
     """Samples to show in place of one, in order, grouped by shard: those of a group share their storage.
 

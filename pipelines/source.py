@@ -83,6 +83,7 @@ class TrainSource:
         self._check_headers, self._check_late = check_headers, check_late
         self._memory = BytePool()
         self._crew: Crew | None = None
+        self._opened: frozenset[int] = frozenset()
 
     @property
     def batch_size(self) -> int:
@@ -97,8 +98,9 @@ class TrainSource:
         """
         self.faults.refresh()  # of other processes of this rank
         epoch, step_in_epoch = epoch_and_step(self.layout, step)
-        if self.shards.cache is not None:
+        if self.shards.cache is not None and self.shards.opened != self._opened:  # windows end now and then
             self.shards.close_others(coming_shards(self.layout, step, self.slots).current)
+            self._opened = self.shards.opened
         asked_id = global_batch_samples(self.layout, epoch, step_in_epoch, self.slots)
         shown_id = np.array([self.faults.shown(epoch, int(i)) for i in asked_id], np.int64)
         reads = [_Reads(self, some) for some in np.array_split(shown_id, min(self._threads, len(shown_id)))]

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from crisp.benchmarks.peers.loader_clock import Opener, Spec, Views
+from crisp.benchmarks.peers.clock import Opener, Spec, Views
 from crisp.pipelines.constants import IMAGENET_MEAN, IMAGENET_STD
 from crisp.pipelines.dali_graph import fn, math, pipeline_def, types
 from crisp.shard_format import Codec, open_shards

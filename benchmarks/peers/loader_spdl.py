@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from loader_clock import Opener, Spec, Views, run_script  # type: ignore[import-not-found]
+from clock import Opener, Spec, Views, run_script  # type: ignore[import-not-found]
 from loader_recipes import Rendered, TensorRecipe  # type: ignore[import-not-found]
 from spdl.pipeline import PipelineBuilder  # type: ignore[import-not-found]
 from torch.utils.data import default_collate

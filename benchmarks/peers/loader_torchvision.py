@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, RandomSampler
 from torchvision.datasets import ImageFolder
 from torchvision.io import ImageReadMode, decode_image
 
-from crisp.benchmarks.peers.loader_clock import Opener, Spec, Views
+from crisp.benchmarks.peers.clock import Opener, Spec, Views
 from crisp.benchmarks.peers.loader_recipes import PilRecipe, TensorRecipe
 from crisp.shard_format import Codec, open_shards
 

@@ -24,8 +24,8 @@ from crisp.benchmarks.loader_picture import draw_results
 from crisp.benchmarks.loader_table import print_measured
 from crisp.benchmarks.loader_turn import Turn, measure, take_turn
 from crisp.benchmarks.machine import hardware
-from crisp.benchmarks.peers import loader_clock
-from crisp.benchmarks.peers.loader_clock import check_views, time_batches
+from crisp.benchmarks.peers import clock
+from crisp.benchmarks.peers.clock import check_views, time_batches
 from crisp.benchmarks.peers.loader_recipes import PilRecipe, TensorRecipe
 from crisp.config import ViewsConfig, to_json
 from crisp.errors import CrispError
@@ -164,7 +164,7 @@ def test_folders_hold_the_shards_images(shards: Path, tmp_path: Path) -> None:
 class Clock:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         ticks = itertools.count()
-        monkeypatch.setattr(loader_clock.time, "perf_counter", lambda: next(ticks) * 0.25)
+        monkeypatch.setattr(clock.time, "perf_counter", lambda: next(ticks) * 0.25)
         self.drawn = 0
 
     @contextmanager

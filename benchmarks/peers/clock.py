@@ -127,10 +127,13 @@ def _stat(process: int) -> list[str]:
 
 
 def cpu_seconds() -> float:
-    """Processor time of this process and of its living descendants."""
+    """Processor time of this process, of its living descendants, and of those that one of them has waited for.
+
+    So that of workers that have ended counts, also where they were forked from a process in between that lives on.
+    """
     ticks = os.sysconf("SC_CLK_TCK")
     others = (fields for process in descendants() if (fields := _stat(process)))
-    return time.process_time() + sum(int(fields[11]) + int(fields[12]) for fields in others) / ticks
+    return sum(os.times()[:4]) + sum(sum(map(int, fields[11:15])) for fields in others) / ticks
 
 
 def busy_seconds() -> float:

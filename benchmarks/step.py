@@ -3,11 +3,11 @@
     crisp bench step [--recipe vits16] [--batch 8] [--json FILE]
     crisp bench step --shards DIR …        with the loader's headroom            (or: python -m crisp.benchmarks.step)
 
-A step is `crisp.trainer.train_step` on a batch that is already there: both networks, losses, backward pass, optimiser
-and the teacher's average, nothing of the data pipeline. Each contender lives in a process of its own; they take steps
-in pairs, in turns first and second, and one sleeps while the other works. Without shards the images are noise, which
-costs the same. With shards, the loader is then measured alone: headroom = its samples/s ÷ the step's images/s.
-`results/step.md` has figures.
+A step is `crisp.training.step.train_step` on a batch that is already there: both networks, losses, backward pass,
+optimiser and the teacher's average, nothing of the data pipeline. Each contender lives in a process of its own; they
+take steps in pairs, in turns first and second, and one sleeps while the other works. Without shards the images are
+noise, which costs the same. With shards, the loader is then measured alone: headroom = its samples/s ÷ the step's
+images/s. `results/step.md` has figures.
 """
 
 import contextlib

@@ -17,7 +17,8 @@ from crisp.distributed import World
 from crisp.pipelines.loader import build_train_loader
 from crisp.pipelines.plan import make_plan
 from crisp.schedules import schedule_at
-from crisp.trainer import build_state, train_step
+from crisp.training.state import build_state
+from crisp.training.step import train_step
 
 IMAGE_PX = (375, 500)
 """Height and width of the median ImageNet photograph: crops, and so affines, of a synthetic batch are those of it"""

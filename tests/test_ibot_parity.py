@@ -16,7 +16,8 @@ from crisp.batch import Batch
 from crisp.config import LossConfig, ModelConfig, OptimConfig, RegionConfig, Sharing, TrainConfig, ViewsConfig
 from crisp.distributed import World
 from crisp.schedules import StepSchedule
-from crisp.trainer import TrainState, build_state, train_step
+from crisp.training.state import TrainState, build_state
+from crisp.training.step import train_step
 from tests import ibot_plain as ibot
 from tests.ibot_plain import PlainIbot, StepResult
 

@@ -16,6 +16,7 @@ LAYERS = (
     {"demo"},
     {"benchmarks"},
     {"trainer"},
+    {"training"},
     {"viz"},
     {"evals", "shard_imagenet", "demo_images"},
     {"interruption"},

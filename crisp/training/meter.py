@@ -1,0 +1,73 @@
+"""What a run measures between two logged lines."""
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from crisp.batch import Batch
+from crisp.distributed import sum_over_ranks
+from crisp.pipelines.loader import TrainLoader
+from crisp.schedules import StepSchedule
+from crisp.training.state import TrainState
+from crisp.training.step import StepMetrics
+
+
+class Meter:
+    """Sums metrics on the device between two logged lines, and times them."""
+
+    def __init__(self, state: TrainState, loader: TrainLoader) -> None:
+        self._state, self._loader = state, loader
+        self._reset()
+
+    def _reset(self) -> None:
+        self._steps, self._wait_s, self._began_s = 0, 0.0, time.perf_counter()
+        self._sums = torch.zeros(8, device=self._state.world.device)
+
+    def waiting(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """The same batches, with the time spent waiting for them counted."""
+        while True:
+            asked_s = time.perf_counter()
+            batch = next(batches)
+            self._wait_s += time.perf_counter() - asked_s
+            yield batch
+
+    def add(self, metrics: StepMetrics) -> None:
+        """A step's metrics; nothing is read from the device."""
+        terms = metrics.terms
+        losses = torch.stack([terms.total.detach(), terms.cls, terms.patch, terms.region])
+        self._sums += torch.cat([losses, metrics.regions])
+        self._steps += 1
+
+    def read(self, step: int, schedule: StepSchedule) -> dict[str, Any]:
+        """Means since the last reading, over all ranks. Collective; waits for the device."""
+        of_host = self._sums.new_tensor([self._wait_s, self._loader.replaced])
+        sums = sum_over_ranks(torch.cat([self._sums, of_host])).tolist()
+        elapsed_s = time.perf_counter() - self._began_s
+        loss, cls, patch, region = (value / self._steps for value in sums[:4])
+        regions, valid, patches_1, patches_2, wait_s, replaced = sums[4:]
+        wait_s /= self._state.world.size
+        values = {
+            "step": step,
+            "epoch": (step - 1) // self._loader.steps_per_epoch,
+            "loss": loss,
+            "loss_cls": cls,
+            "loss_patch": patch,
+            "loss_region": region,
+            "region_valid_frac": valid / max(regions, 1),
+            "regions_valid": valid / self._steps,
+            "region_patches_view1": patches_1 / max(regions, 1),
+            "region_patches_view2": patches_2 / max(regions, 1),
+            "learning_rate": schedule.learning_rate,
+            "weight_decay": schedule.weight_decay,
+            "ema_momentum": schedule.ema_momentum,
+            "teacher_temperature": schedule.teacher_temperature,
+            "step_s": elapsed_s / self._steps,
+            "images_per_s": self._steps * self._state.config.optim.global_batch / elapsed_s,
+            "data_wait_s": wait_s / self._steps,
+            "data_wait_share": wait_s / elapsed_s,
+            "samples_replaced": int(replaced),
+        }
+        self._reset()
+        return values

@@ -1,0 +1,61 @@
+"""Networks, loss and optimiser of a run: everything that a step reads and changes."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from crisp.config import TrainConfig
+from crisp.distributed import World
+from crisp.losses import CrispLoss
+from crisp.models.initialise import InitReport, initialise
+from crisp.models.student_teacher import StudentTeacher, build_student_teacher
+from crisp.optim import build_optimizer
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainState:
+    """Everything that a step reads and changes."""
+
+    config: TrainConfig
+    world: World
+    networks: StudentTeacher
+    student: nn.Module
+    """`networks.student`, wrapped for several ranks"""
+    loss: CrispLoss
+    optimizer: torch.optim.AdamW
+    scaler: torch.amp.GradScaler
+    init: InitReport | None = None
+    """What was loaded from `config.init.weights`, if this run starts from them"""
+
+
+def build_state(config: TrainConfig, world: World, *, from_checkpoint: bool = False) -> TrainState:
+    """Networks, loss and optimiser of a fresh run; weights depend on `config.seed` and `config.init` alone.
+
+    Args:
+        config: the run's.
+        world: this rank's.
+        from_checkpoint: a checkpoint will replace the weights, so `config.init` is not read (and may be gone).
+
+    Raises:
+        CrispError: a model that does not exist or does not fit, or initial weights that cannot be used.
+    """
+    torch.manual_seed(config.seed)
+    networks = build_student_teacher(config, world.device)
+    # Each rank reads them: DistributedDataParallel would send round the student's alone.
+    init = initialise(networks, config.init) if config.init.weights and not from_checkpoint else None
+    student: nn.Module = networks.student
+    if world.size > 1:
+        device_ids = [world.device.index] if world.device.type == "cuda" else None
+        student = DistributedDataParallel(student, device_ids=device_ids, gradient_as_bucket_view=True)
+    return TrainState(
+        config=config,
+        world=world,
+        networks=networks,
+        student=student,
+        loss=CrispLoss(config.loss, prototypes=config.model.prototypes, region=config.region.enabled).to(world.device),
+        optimizer=build_optimizer(networks.student, config.optim, device=world.device),
+        scaler=torch.amp.GradScaler(world.device.type, enabled=config.precision == "fp16"),
+        init=init,
+    )

@@ -41,6 +41,10 @@ log = logging.getLogger(__name__)
 
 _LOADER_ROUNDS = 5
 
+IMAGENET_IMAGES = 1_281_167
+PAPER_EPOCHS = {"crisp": (435.8, 49, 18.5), "ibot": (508.4, 42, 16.2)}
+"""ViT-S/16, batch 256 (paper, appendix A.3): images/s of the four GPUs, minutes per epoch, GB per GPU"""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StepBenchConfig:
@@ -54,14 +58,16 @@ class StepBenchConfig:
     """Autocast type."""
     device: Literal["auto", "cuda", "cpu"] = "auto"
     """auto takes the GPU where there is one."""
-    contenders: tuple[str, ...] = ("crisp", "ibot")
-    """crisp: the recipe; ibot: the recipe without regions."""
-    pairs: int = 10
+    contenders: tuple[str, ...] = ("crisp", "ibot", "ibot-published")
+    """crisp: the recipe; ibot: the recipe without regions; ibot-published: as iBOT's own code takes its step."""
+    pairs: int = 20
     """Steps of each contender that count; every round each takes one."""
     warm_up: int = 2
     """Steps of each contender before those."""
     shards: str | None = None
     """Folder written by `crisp shard`: take the batch from there, and measure the loader too."""
+    epoch: bool = False
+    """Also print minutes per ImageNet epoch beside the paper's."""
     seconds: float = 4.0
     """Length of each of the loader's turns."""
     json: Path | None = None
@@ -264,9 +270,37 @@ def results_table(measured: Measured) -> Table:
             f"{result.images_per_s:.3g}",
             f"{result.peak_gb:.2f}",
         )
+    return table
+
+
+def ratios_table(measured: Measured) -> Table:
+    """The first contender against each other one."""
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("ratio, pair by pair", no_wrap=True)
+    for heading in ("step", "interval", "CPU", "interval", "peak"):
+        table.add_column(heading, justify="right", no_wrap=True)
     for ratio in measured.ratios:
         figures = [f(interval) for interval in (ratio.step_s, ratio.cpu_s) for f in (_middle, _range)]
-        table.add_row(ratio.name, *figures, "", f"{ratio.peak_gb:.2f}")
+        table.add_row(ratio.name, *figures, f"{ratio.peak_gb:.2f}")
+    return table
+
+
+def epoch_table(measured: Measured) -> Table:
+    """Minutes per epoch of ImageNet, with one device of this kind, beside the paper's table A.3."""
+    table = Table(title="an epoch of ImageNet (1,281,167 images)", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("", no_wrap=True)
+    for heading in ("images/s", "minutes", "peak GB"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for result in measured.results:
+        minutes = IMAGENET_IMAGES / result.images_per_s / 60
+        table.add_row(
+            f"{result.name}, here, 1 × {measured.device}",
+            f"{result.images_per_s:.4g}",
+            f"{minutes:,.0f}",
+            f"{result.peak_gb:.2f}",
+        )
+    for name, (images_per_s, minutes, peak_gb) in PAPER_EPOCHS.items():
+        table.add_row(f"{name}, paper, 4 × RTX 3090", f"{images_per_s:.4g}", f"{minutes}", f"{peak_gb}")
     return table
 
 
@@ -303,6 +337,10 @@ def main(args: Sequence[str] | None = None) -> None:
     about = hardware()  # before: the load is what others do
     measured = bench_step(config)
     console.print(results_table(measured))
+    if measured.ratios:
+        console.print(ratios_table(measured))
+    if config.epoch:
+        console.print(epoch_table(measured))
     interval = measured.results[0].step_s
     console.print(
         f"{config.recipe}, batch {config.batch}, {config.precision}; medians of {config.pairs} steps, which lie in the "

@@ -5,20 +5,22 @@ batch, as often as it is called. A new one is a function here and a line in `CON
 """
 
 import contextlib
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import numpy as np
 import torch
 
 from crisp.batch import Batch
+from crisp.benchmarks.ibot_published import PublishedIbot
 from crisp.config import TrainConfig
 from crisp.distributed import World
 from crisp.pipelines.loader import build_train_loader
 from crisp.pipelines.plan import make_plan
-from crisp.schedules import schedule_at
+from crisp.schedules import StepSchedule, schedule_at
 from crisp.training.state import build_state
-from crisp.training.step import train_step
+from crisp.training.step import autocast, train_step
 
 IMAGE_PX = (375, 500)
 """Height and width of the median ImageNet photograph: crops, and so affines, of a synthetic batch are those of it"""
@@ -33,19 +35,31 @@ Builder = Callable[[TrainConfig, Batch], Step]
 def crisp(config: TrainConfig, batch: Batch) -> Step:
     """The recipe as `crisp train` runs it, on one rank."""
     world = World(rank=0, size=1, local_rank=0, nodes=1, device=batch.reference.device)
-    state = build_state(config, world)
-    # In the first epoch the gradient of the last layers is dropped: what is measured is an epoch after it.
-    first_step = config.optim.freeze_last_layer_epochs * STEPS_PER_EPOCH
-    last_step = config.optim.epochs * STEPS_PER_EPOCH - 1
-    taken = 0
+    state, schedules = build_state(config, world), _schedules(config)
 
     def step() -> None:
-        nonlocal taken
-        schedule = schedule_at(config, step=min(first_step + taken, last_step), steps_per_epoch=STEPS_PER_EPOCH)
-        train_step(state, batch, schedule)
-        taken += 1
+        train_step(state, batch, next(schedules))
 
     return step
+
+
+def ibot_published(config: TrainConfig, batch: Batch) -> Step:
+    """iBOT's published way of taking its step: see `crisp.benchmarks.ibot_published`."""
+    device = batch.reference.device
+    ibot, schedules = PublishedIbot(config, device), _schedules(config)
+
+    def step() -> None:
+        ibot.step(batch, next(schedules), autocast(config.precision, device))
+
+    return step
+
+
+def _schedules(config: TrainConfig) -> Iterator[StepSchedule]:
+    """One after the other, beginning after the first epoch, in which the gradient of the last layers is dropped."""
+    first_step = config.optim.freeze_last_layer_epochs * STEPS_PER_EPOCH
+    last_step = config.optim.epochs * STEPS_PER_EPOCH - 1
+    for step in itertools.count(first_step):
+        yield schedule_at(config, step=min(step, last_step), steps_per_epoch=STEPS_PER_EPOCH)
 
 
 def ibot(config: TrainConfig, batch: Batch) -> Step:
@@ -53,7 +67,7 @@ def ibot(config: TrainConfig, batch: Batch) -> Step:
     return crisp(replace(config, region=replace(config.region, enabled=False)), batch)
 
 
-CONTENDERS: dict[str, Builder] = {"crisp": crisp, "ibot": ibot}
+CONTENDERS: dict[str, Builder] = {"crisp": crisp, "ibot": ibot, "ibot-published": ibot_published}
 
 
 def make_batch(config: TrainConfig, device: torch.device) -> Batch:

@@ -196,6 +196,10 @@ class ModelConfig:
     """Attention heads, where they shall differ from the named model's."""
     drop_path: float = 0.1
     """Stochastic depth of the last block (linear in depth), student only."""
+    recompute: bool = False
+    """Activation checkpointing: run blocks again in the backward pass instead of keeping what they computed."""
+    compile: bool = False
+    """Compile the blocks with torch.compile."""
     shared_norm: bool = False
     """One final LayerNorm for CLS and patches, as in iBOT, in place of two."""
     position_resize: Literal["scale", "size"] = "scale"
@@ -290,6 +294,8 @@ class OptimConfig:
     """Length of the run."""
     global_batch: int = 256
     """Images per optimiser step over all ranks, a constant of a run."""
+    micro_batch: int = 0
+    """Images that a rank takes at once, accumulating gradients; 0: all of its share, or on a CPU 4."""
     base_lr: float = 5e-4
     """Learning rate × global_batch / 256 is the peak."""
     min_lr: float = 1e-6
@@ -312,6 +318,7 @@ class OptimConfig:
     def __post_init__(self) -> None:
         _require(self.epochs >= 1, f"optim.epochs={self.epochs}: must be 1 or more")
         _require(self.global_batch >= 1, f"optim.global_batch={self.global_batch}: must be 1 or more")
+        _require(self.micro_batch >= 0, f"optim.micro_batch={self.micro_batch}: must be 0 (automatic) or more")
         for name in ("base_lr", "min_lr", "eps", "clip_norm"):
             value = getattr(self, name)
             _require(value >= 0, f"optim.{name}={value}: must be 0 or more")

@@ -40,6 +40,18 @@ class LossTerms:
     total: Tensor
     """cls + λ_patch · patch + λ_region · region; the one to differentiate"""
 
+    def detach(self) -> "LossTerms":
+        """The same numbers, without a graph."""
+        return LossTerms(cls=self.cls, patch=self.patch, region=self.region, total=self.total.detach())
+
+    def __add__(self, other: "LossTerms") -> "LossTerms":
+        return LossTerms(
+            cls=self.cls + other.cls,
+            patch=self.patch + other.patch,
+            region=self.region + other.region,
+            total=self.total + other.total,
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class TeacherStatistics:
@@ -86,18 +98,41 @@ class CrispLoss(nn.Module):
 
     Args:
         config: weights λ, momentum of the centres.
+        views: V, global and local.
         prototypes: P.
         region: with the region loss.
     """
 
-    def __init__(self, config: LossConfig, *, prototypes: int, region: bool) -> None:
+    def __init__(self, config: LossConfig, *, views: int, prototypes: int, region: bool) -> None:
         super().__init__()
         self.config = config
+        self.pairs = 2 * views - 2
         self.kinds: tuple[Kind, ...] = ("cls", "patch", "region") if region else ("cls", "patch")
         self.register_buffer("centers", torch.zeros(len(self.kinds), prototypes))
         self.centers: Tensor
 
-    def forward(
+    def of_local_views(
+        self,
+        student: Projections,
+        teacher: TeacherProjections,
+        *,
+        statistics: TeacherStatistics,
+        temperatures: Temperatures,
+    ) -> LossTerms:
+        """What a micro-batch's local views add to the CLS loss: each learns from both of the teacher's views.
+
+        Args:
+            student: of the local views.
+            teacher: of the same images.
+            statistics: of the step, over all ranks and micro-batches.
+            temperatures: of this step.
+        """
+        weights = (1 / (self.pairs * statistics.images)).expand(student.cls.shape[1])
+        cls = self._cross_entropy("cls", student, teacher, student.cls, teacher.cls, weights, temperatures)
+        nothing = torch.zeros_like(cls)
+        return LossTerms(cls=cls.detach(), patch=nothing.detach(), region=nothing.detach(), total=cls)
+
+    def of_global_views(
         self,
         student: Projections,
         teacher: TeacherProjections,
@@ -108,7 +143,7 @@ class CrispLoss(nn.Module):
         statistics: TeacherStatistics,
         temperatures: Temperatures,
     ) -> LossTerms:
-        """This micro-batch's share of the three losses, against the centres as the last step left them.
+        """A micro-batch's share of the three losses in its global views, against the centres of the last step.
 
         Args:
             student, teacher: of the same views.
@@ -118,7 +153,10 @@ class CrispLoss(nn.Module):
             statistics: of the step, over all ranks and micro-batches.
             temperatures: of this step.
         """
-        cls = self._cls_loss(student, teacher, statistics, temperatures)
+        # A global view learns from the other global one.
+        weights = (1 / (self.pairs * statistics.images)).expand(student.cls.shape[1])
+        rows, targets = student.cls.flatten(0, 1)[None], teacher.cls.flip(0).flatten(0, 1)[None]
+        cls = self._cross_entropy("cls", student, teacher, rows, targets, weights.repeat(2), temperatures)
         patch = self._patch_loss(student, teacher, patch_masks, masked, statistics, temperatures)
         region = torch.zeros_like(cls)
         if valid is not None:
@@ -127,11 +165,18 @@ class CrispLoss(nn.Module):
         return LossTerms(cls=cls.detach(), patch=patch.detach(), region=region.detach(), total=total)
 
     @torch.no_grad()
-    def update_centers(self, statistics: TeacherStatistics, teacher_prototypes: dict[Kind, Tensor]) -> None:
+    def update_centers(
+        self, statistics: TeacherStatistics, teacher_prototypes: dict[Kind, Tensor], *, skipped: Tensor | None = None
+    ) -> None:
         """centre ← momentum · centre + (1 − momentum) · mean logits, unchanged where nothing was counted.
 
         Once per optimiser step, after its last loss, with the prototypes that the teacher had in it
         (`TeacherProjections.prototypes`): also when the teacher has been updated since.
+
+        Args:
+            statistics: of the step.
+            teacher_prototypes: [P, d] per kind.
+            skipped: bool scalar: leave all centres as they are (what was counted may not be finite).
         """
         sums, counts = statistics.packed[:, :-1], statistics.packed[:, -1:]
         means = sums / counts.clamp(min=1)  # [kinds, d]
@@ -139,27 +184,9 @@ class CrispLoss(nn.Module):
             logits = torch.stack(
                 [teacher_prototypes[kind] @ mean for kind, mean in zip(self.kinds, means, strict=True)]
             )
-        # Weight 0 leaves a centre as it is, bit for bit.
-        self.centers.lerp_(logits, (1 - self.config.center_momentum) * (counts > 0).to(logits.dtype))
-
-    def _cls_loss(
-        self, student: Projections, teacher: TeacherProjections, statistics: TeacherStatistics, at: Temperatures
-    ) -> Tensor:
-        """Every student view against every teacher view but its own: mean over 2V − 2 pairs and all images."""
-        views, batch = student.cls.shape[:2]
-        weights = (1 / ((2 * views - 2) * statistics.images)).expand(batch)
-        # a global view learns from the other global one, a local view from both
-        other = teacher.cls.flip(0)
-        of_globals = self._cross_entropy(
-            "cls",
-            student,
-            teacher,
-            student.cls[:2].flatten(0, 1)[None],
-            other.flatten(0, 1)[None],
-            weights.repeat(2),
-            at,
-        )
-        return of_globals + self._cross_entropy("cls", student, teacher, student.cls[2:], teacher.cls, weights, at)
+        moved = self.centers.lerp(logits, 1 - self.config.center_momentum)
+        counted = counts > 0 if skipped is None else (counts > 0) & ~skipped
+        self.centers.copy_(torch.where(counted, moved, self.centers))
 
     def _patch_loss(
         self,
@@ -174,6 +201,8 @@ class CrispLoss(nn.Module):
         counts = patch_masks.sum(-1).flatten()  # [2·B]; an image without a masked patch has no row below
         view_counts = counts[masked // patch_masks.shape[-1]]  # [m]
         weights = 1 / (2 * statistics.images * view_counts)
+        assert student.patch is not None
+        assert teacher.patch is not None
         return self._cross_entropy("patch", student, teacher, student.patch[None], teacher.patch[None], weights, at)
 
     def _region_loss(

@@ -21,6 +21,7 @@ class Stream(enum.IntEnum):
     APPEARANCE = 1
     MASK = 2
     SEED = 3
+    STOCHASTIC_DEPTH = 4
 
 
 _LOW = np.uint64(0xFFFFFFFF)

@@ -10,6 +10,8 @@ from crisp.config import TrainConfig
 class StepSchedule:
     """The scheduled values of one optimiser step."""
 
+    step: int
+    """Global, from 0"""
     learning_rate: float
     weight_decay: float
     ema_momentum: float
@@ -42,6 +44,7 @@ def schedule_at(config: TrainConfig, *, step: int, steps_per_epoch: int) -> Step
     steps = optim.epochs * steps_per_epoch
     epoch = step // steps_per_epoch
     return StepSchedule(
+        step=step,
         learning_rate=learning_rate_at(
             step,
             peak=optim.base_lr * optim.global_batch / 256,

@@ -85,8 +85,6 @@ def _run_steps(state: TrainState, loader: TrainLoader, run: Path, first_step: in
         for step in range(first_step, steps):
             batch = next(batches)
             schedule = schedule_at(config, step=step, steps_per_epoch=loader.steps_per_epoch)
-            # Stochastic depth draws from torch's generator; seeding each step leaves no state to save.
-            torch.manual_seed(config.seed + (step + 1) * world.size + world.rank)
             meter.add(train_step(state, batch, schedule))
             done = step + 1
             progress.advance(done)

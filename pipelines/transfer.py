@@ -21,7 +21,8 @@ class Sent:
         stream.wait_event(self._copied)
         for field in dataclasses.fields(Batch):
             # Its memory was allocated on the copying stream; it must not be used again before this one is done with it.
-            getattr(self._batch, field.name).record_stream(stream)
+            if (tensor := getattr(self._batch, field.name)).is_cuda:
+                tensor.record_stream(stream)
         return self._batch
 
 

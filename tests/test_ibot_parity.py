@@ -140,6 +140,7 @@ def twin_step(twin: PlainIbot, batch: Batch, step: int, *, frozen: bool) -> Step
 def crisp_schedule(step: int, *, frozen: bool) -> StepSchedule:
     """A constant learning rate; the teacher's temperature moves."""
     return StepSchedule(
+        step=step,
         learning_rate=LEARNING_RATE,
         weight_decay=WEIGHT_DECAY,
         ema_momentum=MOMENTUM,

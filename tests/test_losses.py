@@ -85,8 +85,8 @@ def make_case(*, views: int = VIEWS) -> Case:
     )
 
 
-def make_loss(**config: Any) -> CrispLoss:
-    loss = CrispLoss(LossConfig(**config), prototypes=PROTOTYPES, region=True).double()
+def make_loss(*, views: int = VIEWS, **config: Any) -> CrispLoss:
+    loss = CrispLoss(LossConfig(**config), views=views, prototypes=PROTOTYPES, region=True).double()
     loss.centers += 0.3 * torch.randn(loss.centers.shape, generator=torch.Generator().manual_seed(9))
     return loss
 
@@ -133,21 +133,34 @@ def statistics_of(*cases: Case) -> TeacherStatistics:
 
 
 def run(loss: CrispLoss, case: Case, statistics: TeacherStatistics | None = None) -> LossTerms:
-    student, teacher = case.projections()
-    return loss(
-        student,
+    return losses_of(loss, *case.projections(), case, valid=case.valid, statistics=statistics or statistics_of(case))
+
+
+def losses_of(
+    loss: CrispLoss,
+    student: Projections,
+    teacher: TeacherProjections,
+    case: Case,
+    *,
+    valid: Tensor | None,
+    statistics: TeacherStatistics,
+) -> LossTerms:
+    """Of both crop groups together."""
+    local = replace(student, cls=student.cls[2:], patch=None, region=None)
+    return loss.of_local_views(local, teacher, statistics=statistics, temperatures=AT) + loss.of_global_views(
+        replace(student, cls=student.cls[:2]),
         teacher,
         patch_masks=case.masks,
         masked=masked_positions(case.masks),
-        valid=case.valid,
-        statistics=statistics or statistics_of(case),
+        valid=valid,
+        statistics=statistics,
         temperatures=AT,
     )
 
 
 @pytest.mark.parametrize("views", [VIEWS, 2, 12])
 def test_losses_and_gradients_equal_the_plain_ones(views: int) -> None:
-    case, loss = make_case(views=views), make_loss(patch_weight=0.7, region_weight=1.3)
+    case, loss = make_case(views=views), make_loss(views=views, patch_weight=0.7, region_weight=1.3)
     terms = run(loss, case)
     cls, patch, region = plain_losses(case, loss.centers)
     total = cls + 0.7 * patch + 1.3 * region
@@ -162,7 +175,7 @@ def test_twelve_views_are_22_pairs() -> None:
     case = make_case(views=12)
     for tensors in (case.student, case.teacher):
         tensors["cls"] = torch.zeros_like(tensors["cls"])
-    loss = CrispLoss(LossConfig(), prototypes=PROTOTYPES, region=True).double()
+    loss = CrispLoss(LossConfig(), views=12, prototypes=PROTOTYPES, region=True).double()
     torch.testing.assert_close(run(loss, case).cls, torch.tensor(PROTOTYPES).double().log())
 
 
@@ -213,17 +226,9 @@ def test_without_the_region_loss() -> None:
     case = make_case()
     student, teacher = case.projections()
     student, teacher = replace(student, region=None), replace(teacher, region=None)
-    loss = CrispLoss(LossConfig(), prototypes=PROTOTYPES, region=False).double()
+    loss = CrispLoss(LossConfig(), views=VIEWS, prototypes=PROTOTYPES, region=False).double()
     statistics = TeacherStatistics.of(teacher, None)
-    terms = loss(
-        student,
-        teacher,
-        patch_masks=case.masks,
-        masked=masked_positions(case.masks),
-        valid=None,
-        statistics=statistics,
-        temperatures=AT,
-    )
+    terms = losses_of(loss, student, teacher, case, valid=None, statistics=statistics)
     cls, patch, _ = plain_losses(case, torch.zeros(3, PROTOTYPES))
     torch.testing.assert_close([terms.total, terms.region], [cls + patch, torch.zeros_like(cls)])
     loss.update_centers(statistics, case.teacher_prototypes)
@@ -240,7 +245,7 @@ def test_statistics_count_images_and_regions() -> None:
 def test_centres_are_the_moving_average_of_mean_logits() -> None:
     """Of all patches, masked or not, and of valid regions alone; started at 0, over several steps."""
     case = make_case()
-    loss = CrispLoss(LossConfig(center_momentum=0.9), prototypes=PROTOTYPES, region=True).double()
+    loss = CrispLoss(LossConfig(center_momentum=0.9), views=VIEWS, prototypes=PROTOTYPES, region=True).double()
     assert loss.centers.count_nonzero() == 0
     valid = case.valid.expand(2, -1, -1)
     logits = {kind: case.teacher[kind] @ case.teacher_prototypes[kind].T for kind in KINDS}
@@ -272,9 +277,19 @@ def test_the_loss_uses_the_old_centre() -> None:
     torch.testing.assert_close(gradients, torch.autograd.grad(sum(old), case.leaves()))
 
 
+def test_a_skipped_step_leaves_all_centres() -> None:
+    case, loss = make_case(), make_loss()
+    before = loss.centers.clone()
+    case.teacher["cls"][0, 0] = torch.nan
+    loss.update_centers(statistics_of(case), case.teacher_prototypes, skipped=torch.tensor(True))
+    assert torch.equal(loss.centers, before)
+    loss.update_centers(statistics_of(make_case()), case.teacher_prototypes, skipped=torch.tensor(False))
+    assert not torch.equal(loss.centers, before)
+
+
 def test_centres_are_part_of_the_state() -> None:
     loss = make_loss()
-    other = CrispLoss(LossConfig(), prototypes=PROTOTYPES, region=True).double()
+    other = CrispLoss(LossConfig(), views=VIEWS, prototypes=PROTOTYPES, region=True).double()
     other.load_state_dict(loss.state_dict())
     assert torch.equal(other.centers, loss.centers)
 

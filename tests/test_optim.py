@@ -4,10 +4,16 @@ import torch
 from torch import nn
 
 from crisp.config import OptimConfig
-from crisp.optim import apply_schedule, build_optimizer, clip_each_gradient, drop_gradients
+from crisp.optim import (
+    apply_schedule,
+    build_optimizer,
+    clip_each_gradient,
+    drop_gradients,
+    gradient_norms,
+    gradients_of,
+    take_step,
+)
 from crisp.schedules import StepSchedule
-
-CPU = torch.device("cpu")
 
 
 class Small(nn.Module):
@@ -20,9 +26,14 @@ class Small(nn.Module):
 
 def test_biases_and_vectors_are_not_decayed() -> None:
     model = Small()
-    optimizer = build_optimizer(model, OptimConfig(), device=CPU)
+    optimizer = build_optimizer(model, OptimConfig())
     schedule = StepSchedule(
-        learning_rate=1e-3, weight_decay=0.2, ema_momentum=0.9, teacher_temperature=0.04, last_layer_frozen=False
+        step=0,
+        learning_rate=1e-3,
+        weight_decay=0.2,
+        ema_momentum=0.9,
+        teacher_temperature=0.04,
+        last_layer_frozen=False,
     )
     apply_schedule(optimizer, schedule)
     decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
@@ -43,7 +54,8 @@ def test_clipping_is_per_tensor_and_equals_the_plain_loop() -> None:
     for parameter in parameters[:-1]:
         norm = parameter.grad.norm()
         plain.append(parameter.grad * (0.5 / (norm + 1e-6)) if 0.5 / (norm + 1e-6) < 1 else parameter.grad.clone())
-    clip_each_gradient(parameters, 0.5)
+    gradients = gradients_of(parameters)
+    clip_each_gradient(gradients, gradient_norms(gradients), 0.5)
     for parameter, expected in zip(parameters, plain, strict=False):
         torch.testing.assert_close(parameter.grad, expected)
     assert parameters[0].grad.norm() < 0.1, "small gradients are left alone"
@@ -51,7 +63,7 @@ def test_clipping_is_per_tensor_and_equals_the_plain_loop() -> None:
 
 def test_dropped_gradients_leave_weights_and_moments_untouched() -> None:
     model = Small()
-    optimizer = build_optimizer(model, OptimConfig(), device=CPU)
+    optimizer = build_optimizer(model, OptimConfig())
     for group in optimizer.param_groups:
         group["lr"], group["weight_decay"] = 0.1, 0.5
     before = model.linear.weight.detach().clone()
@@ -62,3 +74,32 @@ def test_dropped_gradients_leave_weights_and_moments_untouched() -> None:
     assert torch.equal(model.linear.weight, before)
     assert model.linear.weight not in optimizer.state
     assert not torch.equal(model.linear.bias, torch.zeros(3))
+
+
+def test_a_skipped_step_changes_neither_weights_nor_moments_nor_their_count() -> None:
+    torch.manual_seed(0)
+    model = Small()
+    optimizer = build_optimizer(model, OptimConfig())
+    for group in optimizer.param_groups:
+        group["lr"], group["weight_decay"] = 0.1, 0.5
+
+    def state() -> list[torch.Tensor]:
+        moments = [value for p in model.parameters() for value in optimizer.state[p].values()]
+        return [value.clone() for value in [*model.parameters(), *moments]]
+
+    def step(gradient: float, *, skipped: bool) -> None:
+        for parameter in model.parameters():
+            parameter.grad = torch.full_like(parameter, gradient)
+        take_step(optimizer, skipped=torch.tensor(skipped))
+
+    step(1.0, skipped=False)
+    before = state()
+    step(float("nan"), skipped=True)
+    assert all(map(torch.equal, state(), before))
+    step(1.0, skipped=False)
+    assert not any(map(torch.equal, state(), before))
+
+
+def test_norms_that_are_not_finite_are_seen() -> None:
+    gradients = [torch.ones(3), torch.tensor([1.0, torch.inf]), torch.tensor([torch.nan])]
+    assert gradient_norms(gradients).isfinite().tolist() == [True, False, False]

@@ -65,14 +65,15 @@ class ProjectionHeads(nn.Module):
         """[…, D] → […, d], each of length 1, at least float32."""
         return F.normalize(at_least_float32(self.mlp[kind](tokens)), dim=-1)
 
-    def prototypes(self) -> dict[Kind, Tensor]:
-        """Effective weight [P, d] of each kind's last layer, computed once per distinct layer.
+    def prototypes(self, kinds: Sequence[Kind] | None = None) -> dict[Kind, Tensor]:
+        """Effective weight [P, d] of each kind's last layer, computed once per distinct layer; default: all kinds.
 
         Logits are `bottlenecks @ prototypes.T`. The layer is linear, so the mean of many tokens' logits is the
         last layer applied to the mean of their bottlenecks.
         """
-        weights = {layer: layer() for layer in self.last_layer.values()}
-        return {kind: weights[self.last_layer[kind]] for kind in self.kinds}
+        layers = {kind: self.last_layer[kind] for kind in kinds or self.kinds}
+        weights = {layer: layer() for layer in layers.values()}
+        return {kind: weights[layer] for kind, layer in layers.items()}
 
 
 def at_least_float32(x: Tensor) -> Tensor:

@@ -15,7 +15,8 @@ from crisp.config import ModelConfig, RegionConfig, TrainConfig, ViewsConfig
 from crisp.errors import CrispError
 from crisp.models.concept import ConceptAggregator
 from crisp.models.heads import Kind, ProjectionHeads
-from crisp.models.vit import Tokens, VisionTransformer, set_fused_attention
+from crisp.models.stochastic_depth import BlockRows
+from crisp.models.vit import Tokens, VisionTransformer, compile_blocks, set_fused_attention
 
 logger = logging.getLogger(__name__)
 
@@ -25,13 +26,13 @@ class Projections:
     """What the losses compare: l2-normalised bottlenecks, and the prototypes that turn them into logits."""
 
     cls: Tensor
-    """[V, B, d] of the student, [2, B, d] of the teacher"""
-    patch: Tensor
-    """[m, d] masked patches alone, in the order of `masked_positions`"""
+    """[2, B, d] of the global views, [L, B, d] of the local ones"""
+    patch: Tensor | None
+    """[m, d] masked patches alone, in the order of `masked_positions`; None of local views"""
     region: Tensor | None
-    """[2, B, K, d]; None without the region loss"""
+    """[2, B, K, d]; None of local views, or without the region loss"""
     prototypes: dict[Kind, Tensor]
-    """[P, d] per kind"""
+    """[P, d] per kind that is there"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,8 +48,7 @@ class TeacherProjections(Projections):
 def masked_positions(patch_masks: Tensor) -> Tensor:
     """Positions [m] int64 of the masked patches in the flattened masks [2, B, n] bool.
 
-    Their number is data, so on a GPU this waits for all work queued before it: give it the masks while they are
-    still on the host, and move the result.
+    Their number is data: give it masks on the host, and send the result to a GPU, which would have to be waited for.
     """
     return patch_masks.flatten().nonzero().squeeze(1)
 
@@ -56,8 +56,8 @@ def masked_positions(patch_masks: Tensor) -> Tensor:
 class Network(nn.Module):
     """Backbone, concept aggregator and heads of one of the two.
 
-    `forward` is the student's whole pass, so that DistributedDataParallel sees one forward per backward, and every
-    trainable parameter takes part in it: with no masked patch, or no visible region, its gradient is zero, not missing.
+    `forward` is the student's pass of one crop group, global or local views. Every trainable parameter takes part in
+    that of the global views: with no masked patch, or no visible region, its gradient is zero, not missing.
 
     Args:
         model, region, views: the run's.
@@ -84,29 +84,34 @@ class Network(nn.Module):
 
     def forward(
         self,
-        global_views: Tensor,
-        local_views: Tensor,
+        views: Tensor,
         *,
-        patch_masks: Tensor,
-        masked: Tensor,
-        view_regions: Tensor | None,
+        patch_masks: Tensor | None = None,
+        masked: Tensor | None = None,
+        view_regions: Tensor | None = None,
+        rows: Sequence[BlockRows | None] | None = None,
     ) -> Projections:
-        """The student's pass.
+        """The student's pass of one crop group: global views with masks, or local views without.
 
         Args:
-            global_views: [2, B, 3, H, W]
-            local_views: [L, B, 3, h, w]; L may be 0.
+            views: [2, B, 3, H, W] global, or [L, B, 3, h, w] local ones.
             patch_masks: [2, B, n] bool
             masked: [m] `masked_positions(patch_masks)`
             view_regions: [2, B, K, n] bool; None without the region loss.
+            rows: images of the flattened views that pass through each block's branches; None: all.
         """
-        tokens = self.backbone(global_views.flatten(0, 1), patch_masks.flatten(0, 1))
-        cls = tokens.cls.unflatten(0, global_views.shape[:2])
-        if len(local_views):
-            local_cls = self.backbone.forward_cls(local_views.flatten(0, 1))
-            cls = torch.cat([cls, local_cls.unflatten(0, local_views.shape[:2])])
+        images = views.flatten(0, 1)
+        if patch_masks is None or masked is None:
+            cls = self.backbone.forward_cls(images, rows).unflatten(0, views.shape[:2])
+            return Projections(
+                cls=self.heads.bottlenecks("cls", cls),
+                patch=None,
+                region=None,
+                prototypes=self.heads.prototypes(["cls"]),
+            )
+        tokens = self.backbone(images, patch_masks.flatten(0, 1), rows)
         return Projections(
-            cls=self.heads.bottlenecks("cls", cls),
+            cls=self.heads.bottlenecks("cls", tokens.cls).unflatten(0, views.shape[:2]),
             patch=self.heads.bottlenecks("patch", tokens.patches.flatten(0, 1).index_select(0, masked)),
             region=self._project_regions(tokens, view_regions),
             prototypes=self.heads.prototypes(),
@@ -168,13 +173,15 @@ class StudentTeacher(nn.Module):
 
 
 def build_student_teacher(config: TrainConfig, device: torch.device) -> StudentTeacher:
-    """The pair of a run on its device, with the attention that is fastest there.
+    """The pair of a run on its device, with the attention that is fastest there, compiled if the run says so.
 
     Weights are drawn on the CPU from torch's global generator, so that a seed means the same on every device.
     """
     pair = StudentTeacher(config.model, config.region, config.views)
     fused = device.type == "cuda"
     set_fused_attention(pair, fused)
+    if config.model.compile:
+        compile_blocks(pair)
     trainable = sum(p.numel() for p in pair.student.parameters() if p.requires_grad)
     logger.info(
         "%s: %.1f M trainable parameters on %s, %s attention",

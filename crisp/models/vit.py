@@ -5,6 +5,7 @@ Axes: B images, n patches, D width.
 """
 
 import difflib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -14,9 +15,11 @@ from timm.layers import Attention
 from timm.models import vision_transformer as timm_vit
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from crisp.config import ModelConfig
 from crisp.errors import CrispError
+from crisp.models.stochastic_depth import BlockRows, depth_rates
 
 LAYER_NORM_EPS = 1e-6
 
@@ -33,14 +36,70 @@ class Tokens:
     """[B, n, D] before it"""
 
 
+class Block(nn.Module):
+    """A pre-norm transformer block of timm's parts (and parameter names), which runs only what is wanted.
+
+    Args:
+        block: timm's; its stochastic depth is not used.
+    """
+
+    def __init__(self, block: timm_vit.Block) -> None:
+        super().__init__()
+        self.norm1, self.attn, self.ls1 = block.norm1, block.attn, block.ls1
+        self.norm2, self.mlp, self.ls2 = block.norm2, block.mlp, block.ls2
+
+    def forward(self, x: Tensor, rows: BlockRows | None = None, *, cls_only: bool = False) -> Tensor:
+        """Tokens [B, 1+n, D] → [B, 1+n, D], or [B, 1, D] where only the CLS token is wanted.
+
+        Args:
+            x: tokens, CLS first.
+            rows: images that pass through each branch; None: all.
+            cls_only: for a last block of which nothing else is read: one query, and the MLP of one token.
+        """
+        attention, mlp, scale = rows if rows is not None else (None, None, 1.0)
+        attend = self._attend_from_cls if cls_only else self.attn
+        # Norms see all images: what they keep for the backward pass is the residual stream, which is kept anyway.
+        branch = self.ls1(attend(_take(self.norm1(x), attention)))
+        x = _add(x[:, :1] if cls_only else x, branch, attention, scale)
+        branch = self.ls2(self.mlp(_take(self.norm2(x), mlp)))
+        return _add(x, branch, mlp, scale)
+
+    def _attend_from_cls(self, x: Tensor) -> Tensor:
+        """`attn(x)[:, :1]`, with one query."""
+        attn = self.attn
+        dim, heads = attn.attn_dim, (attn.num_heads, attn.head_dim)
+        weight, bias = attn.qkv.weight, attn.qkv.bias
+        q_bias, kv_bias = (None, None) if bias is None else (bias[:dim], bias[dim:])
+        q = F.linear(x[:, :1], weight[:dim], q_bias).unflatten(-1, heads).transpose(1, 2)  # [B, h, 1, D/h]
+        kv = F.linear(x, weight[dim:], kv_bias).unflatten(-1, (2, *heads)).permute(2, 0, 3, 1, 4)
+        k, v = kv.unbind(0)  # [B, h, 1+n, D/h] each
+        q, k = attn.q_norm(q), attn.k_norm(k)
+        if attn.fused_attn:
+            attended = F.scaled_dot_product_attention(q, k, v)
+        else:
+            attended = ((q * attn.scale) @ k.transpose(-2, -1)).softmax(-1) @ v
+        tokens: Tensor = attn.proj(attended.transpose(1, 2).flatten(2))
+        return tokens
+
+
+def _take(x: Tensor, rows: Tensor | None) -> Tensor:
+    return x if rows is None else x.index_select(0, rows)
+
+
+def _add(x: Tensor, branch: Tensor, rows: Tensor | None, scale: float) -> Tensor:
+    """The residual stream with a branch's output for some of its images, scaled so that its mean is that of all."""
+    return x + branch if rows is None else x.index_add(0, rows, branch.to(x.dtype), alpha=scale)
+
+
 class VisionTransformer(nn.Module):
     """A plain ViT by its timm name, initialised as iBOT does (trunc-normal .02; patch projection as PyTorch's).
 
     Args:
-        config: name, sizes, whether the final norm is shared, how position embeddings are resized.
+        config: name, sizes, whether the final norm is shared, how position embeddings are resized, whether blocks are
+            run again in the backward pass instead of keeping their activations.
         image_px: side of the images whose patch grid the position embeddings are made for.
         patch_px: side of a patch, which must be the named model's.
-        drop_path: stochastic depth of the last block, linear in depth from 0.
+        drop_path: stochastic depth of the last block; which images skip what is an argument of `forward`.
 
     Raises:
         CrispError: a name that timm does not have, one that is no plain ViT, or sizes that do not fit.
@@ -48,8 +107,9 @@ class VisionTransformer(nn.Module):
 
     def __init__(self, config: ModelConfig, *, image_px: int, patch_px: int, drop_path: float) -> None:
         super().__init__()
-        vit = _create_plain_vit(config, image_px=image_px, patch_px=patch_px, drop_path=drop_path)
+        vit = _create_plain_vit(config, image_px=image_px, patch_px=patch_px)
         self.patch_px = patch_px
+        self.recompute = config.recompute
         self.position_resize = config.position_resize
         self.base_grid: tuple[int, int] = vit.patch_embed.grid_size
         self.dim: int = vit.embed_dim
@@ -58,27 +118,45 @@ class VisionTransformer(nn.Module):
         self.patch_embed = vit.patch_embed
         self.cls_token = vit.cls_token  # [1, 1, D]
         self.pos_embed = vit.pos_embed  # [1, 1+n, D]
-        self.blocks = vit.blocks
+        self.blocks = nn.ModuleList(Block(block) for block in vit.blocks)
+        self.drop_rates = depth_rates(drop_path, len(self.blocks))
         nn.init.trunc_normal_(self.cls_token, std=0.02)  # timm draws 1e-6
         # two-dimensional, so that weight decay reaches it as it reaches the CLS token and the position embedding
         self.mask_token = nn.Parameter(torch.zeros(1, self.dim))
         self.norm_cls = nn.LayerNorm(self.dim, eps=LAYER_NORM_EPS)
         self.norm_patch = self.norm_cls if config.shared_norm else nn.LayerNorm(self.dim, eps=LAYER_NORM_EPS)
 
-    def forward(self, images: Tensor, masks: Tensor | None = None) -> Tokens:
+    def forward(
+        self, images: Tensor, masks: Tensor | None = None, rows: Sequence[BlockRows | None] | None = None
+    ) -> Tokens:
         """All tokens of the last block.
 
         Args:
             images: [B, 3, H, W], sides divisible by the patch.
             masks: [B, n] bool, True where a patch is replaced by the mask token.
+            rows: [depth] images that pass through each block's branches; None: all.
         """
-        x = self._run_blocks(self._embed(images, masks))
+        x = self._embed(images, masks)
+        for depth, block in enumerate(self.blocks):
+            x = self._run(block, x, rows[depth] if rows else None)
         raw_patches = x[:, 1:]
         return Tokens(cls=self.norm_cls(x[:, 0]), patches=self.norm_patch(raw_patches), raw_patches=raw_patches)
 
-    def forward_cls(self, images: Tensor) -> Tensor:
-        """The CLS token alone, [B, 3, H, W] → [B, D]: all that the loss wants of a local view."""
-        return self.norm_cls(self._run_blocks(self._embed(images))[:, 0])
+    def forward_cls(self, images: Tensor, rows: Sequence[BlockRows | None] | None = None) -> Tensor:
+        """The CLS token alone, [B, 3, H, W] → [B, D]: all that the loss wants of a local view; `rows` as above."""
+        x = self._embed(images)
+        last = len(self.blocks) - 1
+        for depth, block in enumerate(self.blocks):
+            x = self._run(block, x, rows[depth] if rows else None, cls_only=depth == last)
+        return self.norm_cls(x[:, 0])
+
+    def _run(self, block: nn.Module, x: Tensor, rows: BlockRows | None, *, cls_only: bool = False) -> Tensor:
+        if self.recompute and torch.is_grad_enabled():
+            # Nothing in a block is drawn at random: there is no generator's state to put back.
+            again: Tensor = checkpoint(block, x, rows, cls_only=cls_only, use_reentrant=False, preserve_rng_state=False)
+            return again
+        out: Tensor = block(x, rows, cls_only=cls_only)
+        return out
 
     def forward_last_blocks(self, images: Tensor, *, blocks: int, norm: Literal["patch", "raw"] = "patch") -> Tensor:
         """Patch tokens averaged over the last `blocks` blocks (paper, 3.1), [B, 3, H, W] → [B, n, D].
@@ -97,11 +175,6 @@ class VisionTransformer(nn.Module):
             if depth >= first:
                 taken.append(self.norm_patch(x[:, 1:]) if norm == "patch" else x[:, 1:])
         return torch.stack(taken).mean(0)
-
-    def _run_blocks(self, x: Tensor) -> Tensor:
-        for block in self.blocks:
-            x = block(x)
-        return x
 
     def _embed(self, images: Tensor, masks: Tensor | None = None) -> Tensor:
         """[B, 3, H, W] → [B, 1+n, D]; a masked patch keeps its position embedding."""
@@ -139,7 +212,18 @@ def set_fused_attention(module: nn.Module, fused: bool) -> None:
             part.fused_attn = fused
 
 
-def _create_plain_vit(config: ModelConfig, *, image_px: int, patch_px: int, drop_path: float) -> Any:
+def compile_blocks(module: nn.Module) -> None:
+    """Have torch.compile compile every block: all are alike, so that it does so once per kind of call."""
+    for part in module.modules():
+        if isinstance(part, Block):
+            part.compile()
+
+
+def _is_plain(attention: nn.Module) -> bool:
+    return type(attention) is Attention and isinstance(attention.norm, nn.Identity) and attention.gate is None
+
+
+def _create_plain_vit(config: ModelConfig, *, image_px: int, patch_px: int) -> Any:
     """timm's model, refused where it has a part that this backbone does not run."""
     plain = f"model.arch={config.arch}: {{}}; name a plain ViT such as vit_small_patch16_224"
     if not timm.is_model(config.arch):
@@ -154,7 +238,6 @@ def _create_plain_vit(config: ModelConfig, *, image_px: int, patch_px: int, drop
             pretrained=False,
             num_classes=0,
             img_size=image_px,
-            drop_path_rate=drop_path,
             **config.arch_args,
         )
     except AssertionError as error:  # timm's checks of sizes against each other
@@ -166,6 +249,7 @@ def _create_plain_vit(config: ModelConfig, *, image_px: int, patch_px: int, drop
         "no learned position embedding of the CLS token": vit.pos_embed is None or vit.no_embed_class,
         "a norm before its blocks": not all(isinstance(n, nn.Identity) for n in (vit.norm_pre, vit.patch_embed.norm)),
         "blocks of another kind": not all(type(b) is timm_vit.Block for b in vit.blocks),
+        "attention of another kind": not all(_is_plain(b.attn) for b in vit.blocks),
     }
     for what, present in unwanted.items():
         if present:

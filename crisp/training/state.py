@@ -2,7 +2,9 @@
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -12,6 +14,7 @@ from crisp.losses import CrispLoss
 from crisp.models.initialise import InitReport, initialise
 from crisp.models.student_teacher import StudentTeacher, build_student_teacher
 from crisp.optim import build_optimizer
+from crisp.pipelines.order import rank_slots
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +29,8 @@ class TrainState:
     loss: CrispLoss
     optimizer: torch.optim.AdamW
     scaler: torch.amp.GradScaler
+    slots: NDArray[np.int64]
+    """[B] places of this rank's images in the global batch"""
     init: InitReport | None = None
     """What was loaded from `config.init.weights`, if this run starts from them"""
 
@@ -54,8 +59,14 @@ def build_state(config: TrainConfig, world: World, *, from_checkpoint: bool = Fa
         world=world,
         networks=networks,
         student=student,
-        loss=CrispLoss(config.loss, prototypes=config.model.prototypes, region=config.region.enabled).to(world.device),
-        optimizer=build_optimizer(networks.student, config.optim, device=world.device),
+        loss=CrispLoss(
+            config.loss,
+            views=config.views.views,
+            prototypes=config.model.prototypes,
+            region=config.region.enabled,
+        ).to(world.device),
+        optimizer=build_optimizer(networks.student, config.optim),
+        slots=rank_slots(config.optim.global_batch, rank=world.rank, world_size=world.size, nodes=world.nodes),
         scaler=torch.amp.GradScaler(world.device.type, enabled=config.precision == "fp16"),
         init=init,
     )

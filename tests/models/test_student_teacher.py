@@ -42,24 +42,31 @@ def run_losses(pair: StudentTeacher, inputs: Inputs, **weights: float) -> LossTe
     masked = masked_positions(inputs["patch_masks"])
     view_regions = inputs["view_regions"] if enabled else None
     valid = inputs["view_regions"].sum(-1).amin(0) >= 4 if enabled else None
-    loss = CrispLoss(LossConfig(**weights), prototypes=64, region=enabled)
+    loss = CrispLoss(LossConfig(**weights), views=2 + len(inputs["local_views"]), prototypes=64, region=enabled)
     teacher = pair.teacher.teach(inputs["global_views"], masked=masked, view_regions=view_regions)
-    student = pair.student(
-        inputs["global_views"],
-        inputs["local_views"],
-        patch_masks=inputs["patch_masks"],
-        masked=masked,
-        view_regions=view_regions,
-    )
-    return loss(
-        student,
+    statistics = TeacherStatistics.of_step([TeacherStatistics.of(teacher, valid)])
+    at = Temperatures(0.1, 0.04)
+    of_global = loss.of_global_views(
+        pair.student(
+            inputs["global_views"], patch_masks=inputs["patch_masks"], masked=masked, view_regions=view_regions
+        ),
         teacher,
         patch_masks=inputs["patch_masks"],
         masked=masked,
         valid=valid,
-        statistics=TeacherStatistics.of_step([TeacherStatistics.of(teacher, valid)]),
-        temperatures=Temperatures(0.1, 0.04),
+        statistics=statistics,
+        temperatures=at,
     )
+    if not len(inputs["local_views"]):
+        return of_global
+    local = pair.student(inputs["local_views"])
+    return of_global + loss.of_local_views(local, teacher, statistics=statistics, temperatures=at)
+
+
+def of_globals(inputs: Inputs) -> Inputs:
+    """What `Network.forward` takes of the global views."""
+    named = {name: value for name, value in inputs.items() if name != "local_views"}
+    return {"views": named.pop("global_views"), **named, "masked": masked_positions(inputs["patch_masks"])}
 
 
 def reached(module: nn.Module) -> bool:
@@ -75,9 +82,12 @@ def test_shapes(configs: Any) -> None:
     pair, inputs = make_pair(configs), make_inputs()
     masked = masked_positions(inputs["patch_masks"])
     teacher = pair.teacher.teach(inputs["global_views"], masked=masked, view_regions=inputs["view_regions"])
-    student = pair.student(**inputs, masked=masked)
+    student, local = pair.student(**of_globals(inputs)), pair.student(inputs["local_views"])
     m = int(inputs["patch_masks"].sum())
-    assert student.cls.shape == (2 + LOCALS, BATCH, 16)
+    assert student.cls.shape == (2, BATCH, 16)
+    assert local.cls.shape == (LOCALS, BATCH, 16)
+    assert local.patch is local.region is None
+    assert list(local.prototypes) == ["cls"]
     assert teacher.cls.shape == (2, BATCH, 16)
     assert student.patch.shape == teacher.patch.shape == (m, 16)
     assert student.region is not None
@@ -98,7 +108,7 @@ def test_projections_are_those_of_the_parts(configs: Any) -> None:
     """One call equals backbone, aggregator and heads called one by one, view by view."""
     pair, inputs = make_pair(configs), make_inputs()
     masked = masked_positions(inputs["patch_masks"])
-    student, network = pair.student(**inputs, masked=masked), pair.student
+    student, local, network = pair.student(**of_globals(inputs)), pair.student(inputs["local_views"]), pair.student
     row = 0
     for view in range(2):
         masks = inputs["patch_masks"][view]
@@ -111,7 +121,7 @@ def test_projections_are_those_of_the_parts(configs: Any) -> None:
         torch.testing.assert_close(student.region[view], network.heads.bottlenecks("region", regions))
     for view in range(LOCALS):
         cls = network.backbone(inputs["local_views"][view]).cls
-        torch.testing.assert_close(student.cls[2 + view], network.heads.bottlenecks("cls", cls))
+        torch.testing.assert_close(local.cls[view], network.heads.bottlenecks("cls", cls))
     teacher = pair.teacher.teach(inputs["global_views"], masked=masked, view_regions=inputs["view_regions"])
     unmasked = pair.teacher.backbone(inputs["global_views"].flatten(0, 1))
     everything = pair.teacher.heads.bottlenecks("patch", unmasked.patches)
@@ -173,7 +183,6 @@ def test_every_configuration_trains_every_parameter(
 
 def test_what_the_concept_reads_and_ends_in(configs: Any) -> None:
     inputs = make_inputs()
-    masked = masked_positions(inputs["patch_masks"])
     for choice, norm in (("normed", "own"), ("raw", "own"), ("normed", "shared")):
         network = make_pair(configs, region={"concept_input": choice, "concept_norm": norm}).student
         with torch.no_grad():
@@ -183,7 +192,7 @@ def test_what_the_concept_reads_and_ends_in(configs: Any) -> None:
             concepts = network.concept(patches, inputs["view_regions"][0])
             ended = network.backbone.norm_patch(concepts) if norm == "shared" else concepts
             want = network.heads.bottlenecks("region", ended)
-            torch.testing.assert_close(network(**inputs, masked=masked).region[0], want)
+            torch.testing.assert_close(network(**of_globals(inputs)).region[0], want)
 
 
 def test_no_local_views(configs: Any) -> None:
@@ -209,9 +218,8 @@ def test_the_teacher_starts_as_the_student_without_stochastic_depth(configs: Any
     pair = StudentTeacher(configs.model(drop_path=0.5), configs.region(), configs.views).train()
     assert all(map(torch.equal, pair.student.state_dict().values(), pair.teacher.state_dict().values()))
     assert not any(p.requires_grad for p in pair.teacher.parameters())
-    images = torch.randn(8, 3, 64, 64)
-    assert torch.equal(pair.teacher.backbone(images).cls, pair.teacher.backbone(images).cls)
-    assert not torch.equal(pair.student.backbone(images).cls, pair.student.backbone(images).cls)
+    assert pair.student.backbone.drop_rates == [0, 0.5]
+    assert pair.teacher.backbone.drop_rates == [0, 0]
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.25, 0.996, 1.0])

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from crisp.config import ModelConfig
 from crisp.errors import CrispError
+from crisp.models.stochastic_depth import draw_kept, kept_rows
 from crisp.models.vit import VisionTransformer, set_fused_attention
 
 TINY = {"embed_dim": 32, "depth": 3, "num_heads": 2}
@@ -60,11 +61,6 @@ def test_forward_equals_a_plain_one(vit: VisionTransformer) -> None:
     torch.testing.assert_close(tokens.raw_patches, last[:, 1:])
     assert not torch.allclose(vit.norm_cls(last[:, 0]), vit.norm_patch(last[:, 0]))
     torch.testing.assert_close(vit(images, torch.zeros_like(masks)).cls, vit(images).cls)
-
-
-def test_cls_alone_is_the_same(vit: VisionTransformer) -> None:
-    images = torch.randn(3, 3, 32, 32).double()
-    torch.testing.assert_close(vit.forward_cls(images), vit(images).cls, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("blocks", [1, 2, 3])
@@ -139,9 +135,50 @@ def test_initialisation() -> None:
 
 
 def test_drop_path_is_linear_in_depth() -> None:
-    blocks = build(drop_path=0.2).blocks
-    rates = [getattr(b.drop_path1, "drop_prob", 0.0) for b in blocks]
-    assert rates == pytest.approx([0.0, 0.1, 0.2])
+    assert build(drop_path=0.2).drop_rates == pytest.approx([0.0, 0.1, 0.2])
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_last_block_for_the_cls_token_alone_is_the_whole_one(fused: bool) -> None:
+    vit = build().double()
+    set_fused_attention(vit, fused)
+    images = torch.randn(3, 3, 64, 64).double()
+    cls = vit.forward_cls(images)
+    torch.testing.assert_close(cls, vit(images).cls)
+    alone = torch.autograd.grad(cls.square().sum(), [*vit.blocks.parameters()])
+    whole = torch.autograd.grad(vit(images).cls.square().sum(), [*vit.blocks.parameters()])
+    torch.testing.assert_close(alone, whole)
+
+
+def test_recomputed_blocks_give_the_same_gradients() -> None:
+    rates = build(drop_path=0.6).drop_rates
+    kept = draw_kept(rates, seed=0, step=3, slots=np.arange(4), views=1)
+    gradients = []
+    for recompute in (False, True):
+        vit = build(drop_path=0.6, recompute=recompute).double()
+        rows = kept_rows(kept, rates, device=torch.device("cpu"))
+        images = torch.ones(4, 3, 64, 64).double()
+        loss = vit(images, None, rows).patches.square().sum() + vit.forward_cls(images, rows).square().sum()
+        gradients.append(torch.autograd.grad(loss, [*vit.blocks.parameters()]))
+    assert all(map(torch.equal, *gradients))
+
+
+def test_images_that_skip_a_branch_are_as_if_it_were_not_there(vit: VisionTransformer) -> None:
+    """Against timm's form: every branch is run, and its result multiplied by 0 or by 1 / probability."""
+    rates = [0.0, 0.3, 0.6]
+    kept = draw_kept(rates, seed=1, step=2, slots=np.arange(5), views=2)  # [3, 2, 2, 5]
+    assert not kept[1:].all()
+    assert kept[0].all()
+    images = torch.randn(10, 3, 64, 64).double()
+    x = vit._embed(images)
+    for depth, block in enumerate(vit.blocks):
+        share = torch.from_numpy(kept[depth].reshape(2, 10)) / (1 - rates[depth])
+        x = x + share[0, :, None, None] * block.attn(block.norm1(x))
+        x = x + share[1, :, None, None] * block.mlp(block.norm2(x))
+    rows = kept_rows(kept, rates, device=torch.device("cpu"))
+    assert rows[0] is None
+    torch.testing.assert_close(vit(images, None, rows).raw_patches, x[:, 1:])
+    torch.testing.assert_close(vit.forward_cls(images, rows), vit.norm_cls(x[:, 0]))
 
 
 def test_both_attentions_agree(vit: VisionTransformer) -> None:

@@ -3,6 +3,7 @@
 python two_ranks.py RANK WORLD FOLDER
 """
 
+import contextlib
 import sys
 from datetime import timedelta
 from pathlib import Path
@@ -44,7 +45,7 @@ def step(chosen: slice, world: int) -> dict[str, Tensor]:
     """Loss, gradients and centres after one backward pass on some of the images."""
     torch.manual_seed(0)
     pair = StudentTeacher(MODEL, REGION, VIEWS).double()
-    loss = CrispLoss(LossConfig(), prototypes=MODEL.prototypes, region=True).double()
+    loss = CrispLoss(LossConfig(), views=VIEWS.views, prototypes=MODEL.prototypes, region=True).double()
     student: nn.Module = DistributedDataParallel(pair.student) if world > 1 else pair.student
     batch = {name: value[:, chosen] for name, value in make_batch().items()}
     masked = masked_positions(batch["patch_masks"])
@@ -52,16 +53,28 @@ def step(chosen: slice, world: int) -> dict[str, Tensor]:
 
     teacher = pair.teacher.teach(batch["global_views"], masked=masked, view_regions=batch["view_regions"])
     statistics = TeacherStatistics.of_step([TeacherStatistics.of(teacher, valid)])
-    terms = loss(
-        student(**batch, masked=masked),
+    at = Temperatures(0.1, 0.04)
+    # As `train_step` does: the gradients of local views stay here until those of the global views are exchanged.
+    quiet = student.no_sync() if isinstance(student, DistributedDataParallel) else contextlib.nullcontext()
+    with quiet:
+        local = loss.of_local_views(student(batch["local_views"]), teacher, statistics=statistics, temperatures=at)
+        (local.total * world).backward()
+    of_global = loss.of_global_views(
+        student(
+            batch["global_views"],
+            patch_masks=batch["patch_masks"],
+            masked=masked,
+            view_regions=batch["view_regions"],
+        ),
         teacher,
         patch_masks=batch["patch_masks"],
         masked=masked,
         valid=valid,
         statistics=statistics,
-        temperatures=Temperatures(0.1, 0.04),
+        temperatures=at,
     )
-    (terms.total * world).backward()
+    (of_global.total * world).backward()
+    terms = local + of_global
     loss.update_centers(statistics, teacher.prototypes)
 
     result = {f"gradient {name}": p.grad for name, p in pair.student.named_parameters() if p.grad is not None}

@@ -108,6 +108,17 @@ def _run_module(command: str, kind: str, table: dict[str, str], package: str, ar
     module.main(args[1:])
 
 
+def _export(args: Sequence[str]) -> None:
+    import tyro
+
+    from crisp.export.config import ExportConfig
+
+    config = tyro.cli(ExportConfig, args=args, prog="crisp export")
+    from crisp.export.command import export
+
+    export(config)
+
+
 def _demo(args: Sequence[str]) -> None:
     import tyro
 
@@ -133,6 +144,7 @@ COMMANDS = {
     "train": Command(help="pre-train a recipe, or resume a run", run=_train),
     "recipes": Command(help="list the recipes of `crisp train`, or tell about some", run=_recipes),
     "viz": Command(help="draw what the loader makes of a sample", run=_viz),
+    "export": Command(help="write a trained backbone for timm, transformers or ONNX", run=_export),
     "demo": Command(help="the whole chain on a few hundred small photographs, in minutes", run=_demo),
 }
 

@@ -18,7 +18,7 @@ LAYERS = (
     {"trainer"},
     {"training"},
     {"viz"},
-    {"evals", "shard_imagenet", "demo_images"},
+    {"evals", "export", "shard_imagenet", "demo_images"},
     {"interruption"},
     {"pipelines", "models", "losses", "regions", "optim", "checkpoint", "distributed", "metrics", "progress", "runs"},
     {"ops"},
@@ -32,6 +32,8 @@ PEERS = {
     ("__main__", "cli"): "python -m crisp is the same command",
     ("recipes", "ablations"): "the rows of ablations are recipes, too",
     ("losses", "models"): "a loss takes what the networks put out",
+    ("models", "checkpoint"): "a trained network is read from a checkpoint",
+    ("models", "runs"): "and built as the config of its run says",
 }
 
 # Rooms that never reach torch, whatever they import: the command line and its errors come fast, sharding stays light.

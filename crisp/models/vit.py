@@ -183,7 +183,8 @@ class VisionTransformer(nn.Module):
         patches = self.patch_embed.proj(images.to(self.pos_embed.dtype)).flatten(2).transpose(1, 2)  # [B, n, D]
         if masks is not None:
             patches = torch.where(masks[..., None], self.mask_token, patches)
-        cls, position = self.cls_token.expand(len(images), -1, -1), self._positions(height, width)
+        # `len` would make the batch a constant of an exported graph
+        cls, position = self.cls_token.expand(images.shape[0], -1, -1), self._positions(height, width)
         return torch.cat([cls, patches], dim=1) + position
 
     def _positions(self, height_px: int, width_px: int) -> Tensor:

@@ -3,9 +3,12 @@
 from collections.abc import Iterable
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from crisp.config import OptimConfig
+from crisp.distributed import local_shards
 from crisp.schedules import StepSchedule
 
 
@@ -35,12 +38,27 @@ def apply_schedule(optimizer: torch.optim.Optimizer, schedule: StepSchedule) -> 
 
 def clip_each_gradient(parameters: Iterable[nn.Parameter], max_norm: float) -> None:
     """Multiply each tensor's gradient by min(1, max_norm / (norm + 1e-6)), on the device, without a host sync."""
-    gradients: list[Tensor] = [p.grad for p in parameters if p.grad is not None]
-    if not gradients:
+    with_gradient = [p for p in parameters if p.grad is not None]
+    if not with_gradient:
         return
-    norms = torch._foreach_norm(gradients)
-    factors = [(max_norm / (norm + 1e-6)).clamp(max=1.0) for norm in norms]
-    torch._foreach_mul_(gradients, factors)
+    factors = (max_norm / (gradient_norms(with_gradient) + 1e-6)).clamp(max=1.0)
+    gradients = local_shards(p.grad for p in with_gradient if p.grad is not None)
+    torch._foreach_mul_(gradients, [*factors.unbind()])
+
+
+def gradient_norms(parameters: Iterable[nn.Parameter]) -> Tensor:
+    """The norm [n] of each parameter's whole gradient, on its device; every parameter must have one.
+
+    Where gradients are sharded, no rank has a whole one: the squared norms of all shards are added over the ranks in
+    one all-reduce, so that per-tensor clipping costs one message of n numbers. Collective then.
+    """
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    norms = torch.stack(torch._foreach_norm(local_shards(gradients)))
+    if isinstance(gradients[0], DTensor):
+        squares = norms.square()
+        dist.all_reduce(squares, group=gradients[0].device_mesh.get_group())
+        norms = squares.sqrt()
+    return norms
 
 
 def drop_gradients(parameters: Iterable[nn.Parameter]) -> None:

@@ -362,6 +362,8 @@ class TrainConfig:
     """auto takes the GPU where there is one."""
     precision: Precision = "bf16"
     """Autocast type."""
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    """Several ranks: each holds whole networks (ddp), or a shard of student, teacher and moments (fsdp)."""
     log_every: int = 10
     """Steps between lines of metrics.jsonl."""
     checkpoint_every: int = 1000

@@ -146,14 +146,14 @@ def _networks(run: TrainConfig) -> "StudentTeacher":
     """The run's networks with the teacher of its newest checkpoint, or as they begin."""
     import torch
 
-    from crisp.checkpoint import list_checkpoints, load_checkpoint, load_weights
+    from crisp.checkpoint import list_checkpoints, load_module_state, load_weights
     from crisp.models.student_teacher import build_student_teacher
 
     torch.manual_seed(run.seed)
     networks = build_student_teacher(run, torch.device("cpu")).eval()
     checkpoints = list_checkpoints(run.run_folder / "checkpoints")
     if checkpoints:
-        load_weights(networks.teacher, load_checkpoint(checkpoints[-1])["teacher"], source=checkpoints[-1])
+        load_weights(networks.teacher, load_module_state(checkpoints[-1], "teacher"), source=checkpoints[-1])
     return networks
 
 

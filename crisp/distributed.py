@@ -1,15 +1,19 @@
-"""One process, or several under torchrun: rank, world, device and clean shutdown."""
+"""One process, or several under torchrun: rank, world, device, what ranks tell each other, and clean shutdown."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from crisp.errors import CrispError
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -67,7 +71,8 @@ def world_from_environment(device_name: str) -> Iterator[World]:
     if size == 1:
         yield world
         return
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    # Gloo beside NCCL: what ranks tell each other on the host (files of a checkpoint) needs no GPU.
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
     try:
         yield world
     finally:
@@ -79,3 +84,28 @@ def sum_over_ranks(value: Tensor) -> Tensor:
     if dist.is_available() and dist.is_initialized():
         dist.all_reduce(value)
     return value
+
+
+def rank_and_size() -> tuple[int, int]:
+    """This process's rank and the number of ranks; (0, 1) where no process group is."""
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank(), dist.get_world_size()
+    return 0, 1
+
+
+def gather_over_ranks(value: T) -> list[T]:
+    """Every rank's value in the order of ranks (its own alone in a world of one). Collective, on the host.
+
+    For small plain values: they travel pickled, between processes that trust each other as parts of one run.
+    """
+    _, size = rank_and_size()
+    if size == 1:
+        return [value]
+    values: list[T | None] = [None] * size
+    dist.all_gather_object(values, value)
+    return values  # type: ignore[return-value]  # all of them are filled
+
+
+def local_shards(tensors: Iterable[Tensor]) -> list[Tensor]:
+    """What this rank holds of each tensor, as a view: a DTensor's shard (perhaps empty), or all of a plain tensor."""
+    return [tensor.to_local() if isinstance(tensor, DTensor) else tensor for tensor in tensors]

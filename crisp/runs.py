@@ -14,9 +14,9 @@ CONFIG_FILE = "config.json"
 CHECKPOINTS = "checkpoints"
 FAULTS = "faults"
 
-# What changes neither a sample nor a weight: only these may differ between a run and its continuation.
+# What changes no sample, and no weight beyond rounding: only these may differ between a run and its continuation.
 FREE_ON_RESUME = {
-    "device", "log_every", "checkpoint_every", "keep_checkpoints",
+    "device", "log_every", "checkpoint_every", "keep_checkpoints", "parallel",
     "optim.micro_batch", "model.recompute", "model.compile",
     "data.shards", "data.renderer", "data.threads", "data.read_threads", "data.prefetch_batches",
     "data.verify_checksums", "data.max_bad_share", "data.sample_timeout_s", "data.cache", "data.cache_gb",

@@ -12,7 +12,7 @@ import torch
 
 from crisp.checkpoint import list_checkpoints
 from crisp.config import TrainConfig
-from crisp.distributed import World, sum_over_ranks, world_from_environment
+from crisp.distributed import World, world_from_environment
 from crisp.errors import CrispError
 from crisp.interruption import interruption
 from crisp.metrics import MetricsWriter
@@ -62,7 +62,6 @@ def train(config: TrainConfig, *, resume: bool = False) -> Path:
             state.init.log()
             state.init.write(run)
         first_step = restore(state, loader, run) if resume else 0
-        _check_agreement(world, run, first_step)
         _log_choices(config, world)
         _run_steps(state, loader, run, first_step)
         return run
@@ -111,18 +110,11 @@ def _stop_if_not_finite(values: dict[str, Any]) -> None:
         )
 
 
-def _check_agreement(world: World, run: Path, first_step: int) -> None:
-    """Every rank must start at the same step: on several nodes each reads the checkpoints that it sees."""
-    steps = torch.zeros(world.size, dtype=torch.int64, device=world.device)
-    steps[world.rank] = first_step
-    if len(set(sum_over_ranks(steps).tolist())) > 1:
-        raise CrispError(
-            f"{run}: ranks see different checkpoints (they would start at steps {sorted(set(steps.tolist()))}); put "
-            f"the run on a file system that all nodes share"
-        )
-
-
 def _log_choices(config: TrainConfig, world: World) -> None:
     if world.is_main:
         ops = resolve_implementation(world.device, mode=config.region.warp_mode)
-        log.info("%d rank(s) on %s, precision %s, region ops %s", world.size, world.device, config.precision, ops)
+        parallel = config.parallel if world.size > 1 else "alone"
+        log.info(
+            "%d rank(s) on %s, %s, precision %s, region ops %s",
+            world.size, world.device, parallel, config.precision, ops,
+        )  # fmt: skip

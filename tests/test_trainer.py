@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 import crisp.checkpoint
-from crisp.checkpoint import list_checkpoints, load_checkpoint
+from crisp.checkpoint import list_checkpoints, load_module_state
 from crisp.config import ModelConfig, RegionConfig, TrainConfig
 from crisp.errors import CrispError
 from crisp.metrics import METRICS_FILE, read_metrics
@@ -82,8 +82,7 @@ def final_state(run: Path) -> dict[str, object]:
     """Everything that decides how the run would go on."""
     checkpoint = list_checkpoints(run / CHECKPOINTS)[-1]
     assert checkpoint.name == f"step-{STEPS:08d}"
-    state = load_checkpoint(checkpoint)
-    return {name: state[name] for name in ("student", "teacher", "loss", "optimizer")}
+    return {name: load_module_state(checkpoint, name) for name in ("student", "teacher", "loss", "optimizer")}
 
 
 def assert_identical(one: object, other: object, where: str = "state") -> None:
@@ -194,7 +193,7 @@ def test_resume_refuses_other_data_and_damaged_checkpoints(shards: Path, tmp_pat
     with pytest.raises(CrispError, match="another architecture"):
         train(replace(config, model=replace(config.model, prototypes=32)), resume=True)
     for checkpoint in list_checkpoints(run / CHECKPOINTS):
-        os.truncate(checkpoint / "state.pt", 1000)
+        os.truncate(next((checkpoint / "student").iterdir()), 1000)
     with pytest.raises(CrispError, match=r"none of 2 checkpoints is whole; the newest: .*truncated"):
         train(config, resume=True)
 
@@ -206,7 +205,7 @@ def test_a_torn_checkpoint_is_passed_over_and_the_run_ends_the_same(
     run = train(config)
     whole = final_state(run)
     torn = list_checkpoints(run / CHECKPOINTS)[-1]
-    os.truncate(torn / "state.pt", 1000)
+    os.truncate(next((torn / "optimizer").iterdir()), 1000)
     train(config, resume=True)
     assert (
         f"truncated; restore it, or delete it to go on from the one before; going on from step-{STEPS - 1:08d}"
@@ -265,7 +264,7 @@ def test_weights_that_are_not_finite_are_never_saved(shards: Path, tmp_path: Pat
     with pytest.raises(CrispError, match="not finite"):
         train(config)
     for checkpoint in list_checkpoints(tmp_path / "run" / CHECKPOINTS):
-        state = load_checkpoint(checkpoint)["student"]
+        state = load_module_state(checkpoint, "student")
         assert all(value.isfinite().all() for value in state.values())
 
 

@@ -86,7 +86,8 @@ def hf_weights(weights: Mapping[str, Tensor], *, arch: str) -> dict[str, Tensor]
 def _refuse_unlike(backbone: VisionTransformer, arch: str) -> None:
     """What the names of the weights do not tell."""
     biased = [backbone.patch_embed.proj]
-    for block in backbone.blocks:
+    blocks: list[Any] = [*backbone.blocks]
+    for block in blocks:
         if type(block.mlp) is not Mlp:
             raise CrispError(_refusal(arch, "an MLP of another kind"))
         act = block.mlp.act
@@ -111,7 +112,7 @@ def _refusal(arch: str, what: str) -> str:
 
 def _model_config(trained: Trained) -> dict[str, Any]:
     backbone = trained.network.backbone
-    first = backbone.blocks[0]
+    first: Any = backbone.blocks[0]
     return {
         "architectures": ["ViTModel"],
         "model_type": "vit",

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from crisp.config import ModelConfig, RegionConfig, TrainConfig, ViewsConfig
+from crisp.distributed import local_shards
 from crisp.errors import CrispError
 from crisp.models.concept import ConceptAggregator
 from crisp.models.heads import Kind, ProjectionHeads
@@ -145,7 +146,8 @@ class Network(nn.Module):
         concepts = self.concept(patches, view_regions.flatten(0, 1))  # [2·B, K, D]
         if config.concept_norm == "shared" and config.concept_depth > 0:
             concepts = self.backbone.norm_patch(concepts)
-        return self.heads.bottlenecks("region", concepts).unflatten(0, view_regions.shape[:2])
+        # Given its axes before the head: FSDP warns of a pass that returns a view.
+        return self.heads.bottlenecks("region", concepts.unflatten(0, view_regions.shape[:2]))
 
 
 class StudentTeacher(nn.Module):
@@ -165,10 +167,10 @@ class StudentTeacher(nn.Module):
     def update_teacher(self, momentum: float) -> None:
         """teacher ← momentum · teacher + (1 − momentum) · student, for every parameter; once per optimiser step.
 
-        There are no buffers to follow: the constructor would have to copy them here if there were.
+        There are no buffers to follow: the constructor would have to copy them here if there were. Where the two are
+        sharded, they are so alike, and each rank updates its shards without a message.
         """
-        teacher: list[Tensor] = [*self.teacher.parameters()]
-        student: list[Tensor] = [*self.student.parameters()]
+        teacher, student = local_shards(self.teacher.parameters()), local_shards(self.student.parameters())
         torch._foreach_lerp_(teacher, student, 1.0 - momentum)
 
 

@@ -3,15 +3,13 @@
 The one place that knows how a checkpoint holds networks: what looks at a trained model reads it through here.
 """
 
-import pickle
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeGuard
+from typing import Literal
 
 import torch
-from torch import Tensor
 
-from crisp.checkpoint import load_checkpoint, load_newest, load_weights
+from crisp.checkpoint import load_module_state, load_newest, load_weights, step_of
 from crisp.config import TrainConfig
 from crisp.errors import CrispError
 from crisp.models.student_teacher import Network
@@ -46,35 +44,23 @@ def load_trained(path: Path, *, which: Which = "teacher") -> Trained:
         CrispError: neither of the two, no checkpoint yet, a damaged one, or one of another architecture than the
             run's config says.
     """
-    try:
-        config, checkpoint, content = _read(path)
-    except pickle.UnpicklingError as error:  # weights_only refuses what could run code
-        raise CrispError(
-            f"{path}: its checkpoint pickles something other than tensors and plain values, which could run code and "
-            f"is not loaded; take one that 'crisp train' wrote"
-        ) from error
-    state, step = content.get(which), content.get("step")
-    if not isinstance(step, int) or not _is_state_dict(state):
-        raise CrispError(f"{checkpoint}: holds no {which}'s tensors, or no step; take one that 'crisp train' wrote")
+    config, checkpoint = _find(path)
+    state = load_module_state(checkpoint, which)
     with torch.random.fork_rng(devices=[]):  # building draws initial weights, all of them replaced
         network = Network(config.model, config.region, config.views, drop_path=0.0)
     load_weights(network, state, source=f"{checkpoint} ({which})")
     network.eval().requires_grad_(False)
-    return Trained(config=config, network=network, which=which, step=step, checkpoint=checkpoint)
+    return Trained(config=config, network=network, which=which, step=step_of(checkpoint), checkpoint=checkpoint)
 
 
-def _is_state_dict(state: object) -> TypeGuard[dict[str, Tensor]]:
-    return isinstance(state, dict) and all(isinstance(tensor, Tensor) for tensor in state.values())
-
-
-def _read(path: Path) -> tuple[TrainConfig, Path, dict[str, Any]]:
-    """The run's config, the checkpoint's folder and its content."""
+def _find(path: Path) -> tuple[TrainConfig, Path]:
+    """The run's config, and the checkpoint's folder."""
     if (path / CONFIG_FILE).is_file():
         config = read_run_config(path)
         newest = load_newest(path / CHECKPOINTS)
         if newest is None:
             raise CrispError(f"{path}: no checkpoint yet; go on with 'crisp train --resume {path}' until there is one")
-        return config, *newest
+        return config, newest.path
     folder = path.resolve()  # so that a link to a checkpoint leads to its run
     if not folder.is_dir():
         raise CrispError(f"{path}: no such folder; give a run that 'crisp train' wrote, or RUN/{CHECKPOINTS}/step-N")
@@ -83,4 +69,4 @@ def _read(path: Path) -> tuple[TrainConfig, Path, dict[str, Any]]:
             f"{path}: neither a run (it has no {CONFIG_FILE}) nor one of its checkpoints; give a run that "
             f"'crisp train' wrote, or RUN/{CHECKPOINTS}/step-N"
         )
-    return read_run_config(folder.parent.parent), path, load_checkpoint(path)
+    return read_run_config(folder.parent.parent), folder

@@ -43,6 +43,9 @@ class Block(nn.Module):
         block: timm's; its stochastic depth is not used.
     """
 
+    attn: Any
+    mlp: Any
+
     def __init__(self, block: timm_vit.Block) -> None:
         super().__init__()
         self.norm1, self.attn, self.ls1 = block.norm1, block.attn, block.ls1
@@ -78,8 +81,12 @@ class Block(nn.Module):
             attended = F.scaled_dot_product_attention(q, k, v)
         else:
             attended = ((q * attn.scale) @ k.transpose(-2, -1)).softmax(-1) @ v
-        tokens: Tensor = attn.proj(attended.transpose(1, 2).flatten(2))
-        return tokens
+        tokens: Tensor = attn.norm(
+            attended.transpose(1, 2).flatten(2)
+        )  # as timm's goes on: most have neither of the two
+        if attn.gate is not None:
+            tokens = tokens * attn.gate(x[:, :1]).sigmoid()
+        return attn.proj(tokens)  # type: ignore[no-any-return]
 
 
 def _take(x: Tensor, rows: Tensor | None) -> Tensor:
@@ -220,10 +227,6 @@ def compile_blocks(module: nn.Module) -> None:
             part.compile()
 
 
-def _is_plain(attention: nn.Module) -> bool:
-    return type(attention) is Attention and isinstance(attention.norm, nn.Identity) and attention.gate is None
-
-
 def _create_plain_vit(config: ModelConfig, *, image_px: int, patch_px: int) -> Any:
     """timm's model, refused where it has a part that this backbone does not run."""
     plain = f"model.arch={config.arch}: {{}}; name a plain ViT such as vit_small_patch16_224"
@@ -250,7 +253,7 @@ def _create_plain_vit(config: ModelConfig, *, image_px: int, patch_px: int) -> A
         "no learned position embedding of the CLS token": vit.pos_embed is None or vit.no_embed_class,
         "a norm before its blocks": not all(isinstance(n, nn.Identity) for n in (vit.norm_pre, vit.patch_embed.norm)),
         "blocks of another kind": not all(type(b) is timm_vit.Block for b in vit.blocks),
-        "attention of another kind": not all(_is_plain(b.attn) for b in vit.blocks),
+        "attention of another kind": not all(type(b.attn) is Attention for b in vit.blocks),
     }
     for what, present in unwanted.items():
         if present:

@@ -15,6 +15,7 @@ from crisp.models.initialise import InitReport, initialise
 from crisp.models.student_teacher import StudentTeacher, build_student_teacher
 from crisp.optim import build_optimizer
 from crisp.pipelines.order import rank_slots
+from crisp.training.sharding import shard_networks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +26,7 @@ class TrainState:
     world: World
     networks: StudentTeacher
     student: nn.Module
-    """`networks.student`, wrapped for several ranks"""
+    """`networks.student`: wrapped by DistributedDataParallel, itself sharded in place by FSDP, or alone as it is"""
     loss: CrispLoss
     optimizer: torch.optim.AdamW
     scaler: torch.amp.GradScaler
@@ -48,10 +49,12 @@ def build_state(config: TrainConfig, world: World, *, from_checkpoint: bool = Fa
     """
     torch.manual_seed(config.seed)
     networks = build_student_teacher(config, world.device)
-    # Each rank reads them: DistributedDataParallel would send round the student's alone.
+    # Each rank reads them: DistributedDataParallel would send round the student's alone, and FSDP keeps what it finds.
     init = initialise(networks, config.init) if config.init.weights and not from_checkpoint else None
     student: nn.Module = networks.student
-    if world.size > 1:
+    if world.size > 1 and config.parallel == "fsdp":
+        shard_networks(networks, world)
+    elif world.size > 1:
         device_ids = [world.device.index] if world.device.type == "cuda" else None
         student = DistributedDataParallel(student, device_ids=device_ids, gradient_as_bucket_view=True)
     return TrainState(

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 
 from crisp.batch import Batch
@@ -215,9 +216,11 @@ def _rows(state: TrainState, kept: NDArray[np.bool_]) -> list[BlockRows | None]:
 
 def _exchange(state: TrainState, now: bool) -> contextlib.AbstractContextManager[Any]:
     """Whether the backward pass inside is the one in which ranks add up their gradients."""
-    if now or not isinstance(state.student, DistributedDataParallel):
-        return contextlib.nullcontext()
-    return state.student.no_sync()
+    if isinstance(state.student, FSDPModule):
+        state.student.set_requires_gradient_sync(now)
+    elif isinstance(state.student, DistributedDataParallel) and not now:
+        return state.student.no_sync()
+    return contextlib.nullcontext()
 
 
 @torch.no_grad()

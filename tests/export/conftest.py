@@ -42,8 +42,8 @@ def make_run(tmp_path: Path) -> MakeRun:
             pair = StudentTeacher(config.model, config.region, config.views)
             for parameter in pair.parameters():
                 parameter.data = 0.2 * torch.randn_like(parameter)
-            content = {"step": step, "student": pair.student.state_dict(), "teacher": pair.teacher.state_dict()}
-            save_checkpoint(config.run_folder / CHECKPOINTS, content, step=step, keep=2)
+            content = {name: getattr(pair, name).state_dict(keep_vars=True) for name in ("student", "teacher")}
+            save_checkpoint(config.run_folder / CHECKPOINTS, content, {}, step=step, keep=2)
         return config.run_folder
 
     return make

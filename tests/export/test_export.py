@@ -271,8 +271,8 @@ def test_the_snippets_of_the_docs(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     config = TrainConfig(recipe="vits16")
     create_run(config)
     pair = StudentTeacher(config.model, config.region, config.views)
-    content = {"step": 1, "student": pair.student.state_dict(), "teacher": pair.teacher.state_dict()}
-    save_checkpoint(config.run_folder / CHECKPOINTS, content, step=1, keep=1)
+    content = {name: getattr(pair, name).state_dict(keep_vars=True) for name in ("student", "teacher")}
+    save_checkpoint(config.run_folder / CHECKPOINTS, content, {}, step=1, keep=1)
     text = (Path(__file__).parents[2] / "docs" / "export.md").read_text()
     for line in re.findall(r"^crisp (export .*?) *(?:#.*)?$", text, re.MULTILINE):
         assert cli.main(line.split()) == 0

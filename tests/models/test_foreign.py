@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from crisp.checkpoint import list_checkpoints, load_checkpoint
+from crisp.checkpoint import list_checkpoints, load_module_state
 from crisp.config import InitConfig, ModelConfig, RegionConfig, ViewsConfig
 from crisp.errors import CrispError
 from crisp.models.foreign import read_layout
@@ -280,6 +280,6 @@ def test_a_run_starts_from_a_file(tmp_path: Path, photographs: dict[str, Any]) -
     for _ in range(2):  # from step 0, then from the last checkpoint, without the file
         train(config, resume=True)
         (checkpoint,) = list_checkpoints(run / "checkpoints")
-        teacher = load_checkpoint(checkpoint)["teacher"]
+        teacher = load_module_state(checkpoint, "teacher")
         torch.testing.assert_close(teacher["backbone.cls_token"], reference_vit().cls_token)
         (tmp_path / "w.pth").unlink(missing_ok=True)

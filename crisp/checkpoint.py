@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -52,8 +53,10 @@ def remove_partial(folder: Path) -> None:
         shutil.rmtree(path)
 
 
-def save_checkpoint(folder: Path, state: dict[str, Any], *, step: int, keep: int) -> Path:
-    """Write `state` as the checkpoint of `step` and keep the newest `keep`.
+def save_checkpoint(
+    folder: Path, state: dict[str, Any], *, step: int, doomed: Callable[[list[int]], list[int]]
+) -> Path:
+    """Write `state` as the checkpoint of `step`, then delete those of the steps that `doomed` picks from all there are.
 
     At whatever moment the process dies, every folder named step-N is a whole checkpoint.
 
@@ -65,8 +68,9 @@ def save_checkpoint(folder: Path, state: dict[str, Any], *, step: int, keep: int
         folder.mkdir(parents=True, exist_ok=True)
         remove_partial(folder)
         _write(final, state, step)
-        for old in list_checkpoints(folder)[:-keep]:
-            _discard(old)
+        found = {int(path.name.removeprefix(_STEP_PREFIX)): path for path in list_checkpoints(folder)}
+        for old in doomed(list(found)):
+            _discard(found[old])
     except (OSError, RuntimeError) as error:  # torch's writer raises a RuntimeError for what the system refuses
         with contextlib.suppress(OSError):
             remove_partial(folder)

@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -50,8 +51,8 @@ def pick_device(name: str, local_rank: int) -> torch.device:
 
 
 @contextmanager
-def world_from_environment(device_name: str) -> Iterator[World]:
-    """Join the process group that torchrun describes, or be a world of one."""
+def world_from_environment(device_name: str, *, timeout: timedelta | None = None) -> Iterator[World]:
+    """Join the process group that torchrun describes, or be a world of one; `timeout` bounds each collective's wait."""
     size = int(os.environ.get("WORLD_SIZE", "1"))
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     device = pick_device(device_name, local_rank)
@@ -67,7 +68,7 @@ def world_from_environment(device_name: str) -> Iterator[World]:
     if size == 1:
         yield world
         return
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timeout)
     try:
         yield world
     finally:

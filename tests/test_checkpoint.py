@@ -16,9 +16,19 @@ from crisp.checkpoint import list_checkpoints, load_checkpoint, load_weights, sa
 from crisp.errors import CrispError
 
 
+def but_1(steps: list[int]) -> list[int]:
+    return steps[:-1]
+
+
+def but_2(steps: list[int]) -> list[int]:
+    return steps[:-2]
+
+
 def test_round_trip_and_retention(tmp_path: Path) -> None:
     for step in (1, 2, 3, 10):
-        save_checkpoint(tmp_path, {"step": step, "x": torch.full((3,), float(step))}, step=step, keep=2)
+        save_checkpoint(
+            tmp_path, {"step": step, "x": torch.full((3,), float(step))}, step=step, doomed=lambda steps: steps[:-2]
+        )
     assert [p.name for p in list_checkpoints(tmp_path)] == ["step-00000003", "step-00000010"]
     state = load_checkpoint(list_checkpoints(tmp_path)[-1])
     assert state["step"] == 10
@@ -26,8 +36,8 @@ def test_round_trip_and_retention(tmp_path: Path) -> None:
 
 
 def test_saving_the_same_step_again_replaces_it(tmp_path: Path) -> None:
-    save_checkpoint(tmp_path, {"v": 1}, step=5, keep=1)
-    final = save_checkpoint(tmp_path, {"v": 2}, step=5, keep=1)
+    save_checkpoint(tmp_path, {"v": 1}, step=5, doomed=but_1)
+    final = save_checkpoint(tmp_path, {"v": 2}, step=5, doomed=but_1)
     assert load_checkpoint(final)["v"] == 2
     assert [p.name for p in tmp_path.iterdir()] == ["step-00000005"]
 
@@ -42,7 +52,7 @@ def test_saving_the_same_step_again_replaces_it(tmp_path: Path) -> None:
     ],
 )
 def test_damage_is_named_in_one_line(tmp_path: Path, damage, words: str) -> None:
-    checkpoint = save_checkpoint(tmp_path, {"x": torch.zeros(1000)}, step=1, keep=1)
+    checkpoint = save_checkpoint(tmp_path, {"x": torch.zeros(1000)}, step=1, doomed=but_1)
     damage(checkpoint)
     with pytest.raises(CrispError, match=words) as caught:
         load_checkpoint(checkpoint)
@@ -66,7 +76,8 @@ import sys, torch
 from pathlib import Path
 from crisp.checkpoint import save_checkpoint
 for step in range(1, 100000):
-    save_checkpoint(Path(sys.argv[1]), {"step": step, "x": torch.full((200_000,), float(step))}, step=step, keep=2)
+    save_checkpoint(Path(sys.argv[1]), {"step": step, "x": torch.full((200_000,), float(step))}, step=step,
+        doomed=lambda steps: steps[:-2])
     print(step, flush=True)
 """
 
@@ -88,5 +99,5 @@ def test_killed_at_any_moment_every_listed_checkpoint_is_whole(tmp_path: Path) -
             state = load_checkpoint(checkpoint)
             assert torch.equal(state["x"], torch.full((200_000,), float(state["step"])))
         assert json.loads((found[-1] / "checkpoint.json").read_text())["step"] >= last
-        save_checkpoint(folder, {"step": 10**6}, step=10**6, keep=1)
+        save_checkpoint(folder, {"step": 10**6}, step=10**6, doomed=but_1)
         assert len(list(folder.iterdir())) == 1, "what the killed save left is cleared by the next one"

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from crisp.batch import Batch
 from crisp.distributed import sum_over_ranks
 from crisp.pipelines.loader import TrainLoader
 from crisp.schedules import StepSchedule
+from crisp.training.collapse import named_values, target_entropies
 from crisp.training.state import TrainState
 from crisp.training.step import StepMetrics
 
@@ -19,6 +21,7 @@ class Meter:
 
     def __init__(self, state: TrainState, loader: TrainLoader) -> None:
         self._state, self._loader = state, loader
+        self._last: StepMetrics | None = None
         self._reset()
 
     def _reset(self) -> None:
@@ -39,14 +42,26 @@ class Meter:
         losses = torch.stack([terms.total.detach(), terms.cls, terms.patch, terms.region])
         self._sums += torch.cat([losses, metrics.regions])
         self._steps += 1
+        self._last = metrics
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """What is done meanwhile is no part of the steps' time."""
+        began_s = time.perf_counter()
+        yield
+        self._began_s += time.perf_counter() - began_s
 
     def read(self, step: int, schedule: StepSchedule) -> dict[str, Any]:
         """Means since the last reading, over all ranks. Collective; waits for the device."""
+        assert self._last is not None, "no step since the last reading"
+        loss_state = self._state.loss
+        entropies = target_entropies(self._last, loss_state, temperature=schedule.teacher_temperature)
         of_host = self._sums.new_tensor([self._wait_s, self._loader.replaced])
-        sums = sum_over_ranks(torch.cat([self._sums, of_host])).tolist()
+        sums = sum_over_ranks(torch.cat([self._sums, of_host, entropies.flatten()])).tolist()
         elapsed_s = time.perf_counter() - self._began_s
         loss, cls, patch, region = (value / self._steps for value in sums[:4])
-        regions, valid, patches_1, patches_2, wait_s, replaced = sums[4:]
+        regions, valid, patches_1, patches_2, wait_s, replaced = sums[4:10]
+        pairs = list(zip(sums[10::2], sums[11::2], strict=True))
         wait_s /= self._state.world.size
         values = {
             "step": step,
@@ -68,6 +83,7 @@ class Meter:
             "data_wait_s": wait_s / self._steps,
             "data_wait_share": wait_s / elapsed_s,
             "samples_replaced": int(replaced),
+            **named_values(loss_state.kinds, pairs, loss_state.centers),
         }
         self._reset()
         return values

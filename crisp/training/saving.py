@@ -1,6 +1,7 @@
 """What a checkpoint of a run holds, and how a run goes on from one."""
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -14,11 +15,19 @@ from crisp.training.state import TrainState
 log = logging.getLogger(__name__)
 
 
-def save(state: TrainState, loader: TrainLoader, run: Path, step: int, *, last: bool) -> None:
+def save(
+    state: TrainState,
+    loader: TrainLoader,
+    run: Path,
+    step: int,
+    *,
+    last: bool,
+    doomed: Callable[[list[int]], list[int]],
+) -> None:
     """Called by every rank; the main one writes, since networks, centres and moments are the same on all.
 
     A checkpoint on the way that cannot be written is no reason to stop: there is an older one, and there may be room
-    for the next.
+    for the next. `doomed` says of the steps that have a checkpoint which ones to delete.
     """
     content = {
         "step": step,
@@ -35,7 +44,7 @@ def save(state: TrainState, loader: TrainLoader, run: Path, step: int, *, last: 
     if not state.world.is_main:
         return
     try:
-        save_checkpoint(run / CHECKPOINTS, content, step=step, keep=state.config.keep_checkpoints)
+        save_checkpoint(run / CHECKPOINTS, content, step=step, doomed=doomed)
     except CrispError as error:
         if last:
             raise

@@ -10,7 +10,7 @@ from torch import Tensor
 from crisp.batch import Batch
 from crisp.config import TrainConfig
 from crisp.losses import LossTerms, TeacherStatistics, Temperatures
-from crisp.models.student_teacher import StudentTeacher, masked_positions
+from crisp.models.student_teacher import StudentTeacher, TeacherProjections, masked_positions
 from crisp.ops.regions import discover_and_warp
 from crisp.optim import apply_schedule, clip_each_gradient, drop_gradients
 from crisp.regions import visible_in_both
@@ -28,6 +28,10 @@ class StepMetrics:
     """This rank's share"""
     regions: Tensor
     """[4] float32 sums over this rank's regions: regions, valid ones, patches in view 1, in view 2"""
+    teacher: TeacherProjections | None = None
+    """Of the last micro-batch, for `crisp.training.collapse`"""
+    valid: Tensor | None = None
+    """[B, K] bool of that micro-batch; None without the region loss"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -91,7 +95,7 @@ def train_step(state: TrainState, batch: Batch, schedule: StepSchedule) -> StepM
 
     state.loss.update_centers(statistics, teacher.prototypes)
     networks.update_teacher(schedule.ema_momentum)
-    return StepMetrics(terms=terms, regions=_region_sums(regions, batch))
+    return StepMetrics(terms=terms, regions=_region_sums(regions, batch), teacher=teacher, valid=valid)
 
 
 @torch.no_grad()

@@ -75,9 +75,14 @@ def remove_partial(folder: Path) -> None:
 
 
 def save_checkpoint(
-    folder: Path, parts: Mapping[str, Mapping[str, Tensor]], values: Mapping[str, Any], *, step: int, keep: int
+    folder: Path,
+    parts: Mapping[str, Mapping[str, Tensor]],
+    values: Mapping[str, Any],
+    *,
+    step: int,
+    doomed: Callable[[list[int]], list[int]],
 ) -> Path:
-    """Write the checkpoint of `step` and keep the newest `keep`. Collective.
+    """Write the checkpoint of `step`, then delete those that `doomed` picks from all there are. Collective.
 
     At whatever moment a process dies, every folder named step-N is a whole checkpoint.
 
@@ -86,7 +91,7 @@ def save_checkpoint(
         parts: tensors by part and name, plain (then equal on all ranks) or sharded; names may share a tensor.
         values: what JSON can hold, equal on all ranks.
         step: optimiser steps done.
-        keep: checkpoints kept, this one among them.
+        doomed: of the steps that have a checkpoint, those whose it may delete.
 
     Raises:
         CrispError: some rank cannot write (a full disk, for one), on all ranks; the checkpoints that were there
@@ -101,7 +106,7 @@ def save_checkpoint(
         files = {name: facts for share in shares for name, facts in share.items()}
         aliases = {part: _aliases(tensors) for part, tensors in parts.items()}
         content = {"values": values, "aliases": aliases}
-        _on_every_rank(lambda: _complete(partial, final, files, content, step, keep) if main else None)
+        _on_every_rank(lambda: _complete(partial, final, files, content, step, doomed) if main else None)
     except _NotSavedError as error:
         if main:
             with contextlib.suppress(OSError):
@@ -165,9 +170,14 @@ def _write_share(partial: Path, parts: Mapping[str, Mapping[str, Tensor]]) -> di
 
 
 def _complete(
-    partial: Path, final: Path, files: dict[str, dict[str, Any]], content: dict[str, Any], step: int, keep: int
+    partial: Path,
+    final: Path,
+    files: dict[str, dict[str, Any]],
+    content: dict[str, Any],
+    step: int,
+    doomed: Callable[[list[int]], list[int]],
 ) -> None:
-    """What one rank does when all have written: seal, rename, delete the oldest."""
+    """What one rank does when all have written: seal, rename, delete what need not stay."""
     _write_json(partial / VALUES_FILE, content)
     files = {**files, VALUES_FILE: _facts(partial / VALUES_FILE)}
     _write_json(partial / SEAL_FILE, {"step": step, "files": dict(sorted(files.items()))})
@@ -176,8 +186,9 @@ def _complete(
         _discard(final)
     partial.rename(final)
     _flush(final.parent)
-    for old in list_checkpoints(final.parent)[:-keep]:
-        _discard(old)
+    found = {step_of(path): path for path in list_checkpoints(final.parent)}
+    for old in doomed(list(found)):
+        _discard(found[old])
 
 
 def _write_json(path: Path, content: Any) -> None:

@@ -87,6 +87,14 @@ def _recipes(args: Sequence[str]) -> None:
         print(_table({name: (inspect.getdoc(recipe) or "").splitlines()[0] for name, recipe in RECIPES.items()}))
 
 
+def _runs(args: Sequence[str]) -> None:
+    import tyro
+
+    from crisp.run_list import RunsConfig, main as runs  # isort: skip
+
+    runs(tyro.cli(RunsConfig, args=args, prog="crisp runs", description=COMMANDS["runs"].help))
+
+
 def _bench(args: Sequence[str]) -> None:
     _run_module("bench", "benchmark", BENCHMARKS, "crisp.benchmarks", args)
 
@@ -143,6 +151,7 @@ COMMANDS = {
     "bench": Command(help="measure the loader and its parts on this machine", run=_bench),
     "train": Command(help="pre-train a recipe, or resume a run", run=_train),
     "recipes": Command(help="list the recipes of `crisp train`, or tell about some", run=_recipes),
+    "runs": Command(help="list the runs of a folder: how far each is, whether it goes on, its last scores", run=_runs),
     "viz": Command(help="draw what the loader makes of a sample", run=_viz),
     "export": Command(help="write a trained backbone for timm, transformers or ONNX", run=_export),
     "demo": Command(help="the whole chain on a few hundred small photographs, in minutes", run=_demo),

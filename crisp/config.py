@@ -349,6 +349,45 @@ class InitConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class KnnConfig:
+    """k-NN classification by the teacher's [CLS] while the run goes on; it changes no weight."""
+
+    every_epochs: int = 0
+    """Epochs between two measurements (one is also made at the end); 0: none."""
+    train_shards: str | None = None
+    """Labelled shards whose images are the neighbours, a path or a URL; default: those of the run."""
+    val_shards: str | None = None
+    """Labelled shards of the same classes to classify; default: a tenth of the neighbours' shards, held out."""
+    k: int = 20
+    """Neighbours that vote."""
+    max_train: int = 50_000
+    """Most neighbours taken, a random subset of their shards that is the same each time."""
+    max_val: int = 10_000
+    """Most images classified, likewise."""
+
+    def __post_init__(self) -> None:
+        _require(self.every_epochs >= 0, f"knn.every_epochs={self.every_epochs}: must be 0 (off) or more")
+        for name in ("k", "max_train", "max_val"):
+            _require(getattr(self, name) >= 1, f"knn.{name}={getattr(self, name)}: must be 1 or more")
+        _require(self.k <= self.max_train, f"knn.k={self.k}: must not exceed knn.max_train={self.max_train}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WandbConfig:
+    """Weights & Biases beside TensorBoard (the extra 'wandb')."""
+
+    project: str | None = None
+    """Project that the run is sent to; none: it is not used."""
+    entity: str | None = None
+    """User or team; default: that of the login."""
+    mode: Literal["online", "offline"] = "online"
+    """offline keeps everything in RUN/wandb until 'wandb sync'."""
+
+    def __post_init__(self) -> None:
+        _require(self.project != "", "wandb.project='': empty; give a name, or leave it out")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class TrainConfig:
     """A whole run."""
 
@@ -368,8 +407,17 @@ class TrainConfig:
     """Steps between lines of metrics.jsonl."""
     checkpoint_every: int = 1000
     """Steps between checkpoints (one is also written at the end)."""
+    max_skipped_steps: int = 20
+    """Stop after this many steps in a row that were skipped because a gradient was not finite."""
     keep_checkpoints: int = 2
     """Newest checkpoints kept."""
+    keep_every: int = 0
+    """Checkpoints of steps that are multiples of this stay for good; 0: none."""
+    keep_best: bool = True
+    """The checkpoint with the best k-NN accuracy stays, where knn.every_epochs is set."""
+    rank_timeout_s: float = 600.0
+    """A rank that stands still for so long ends the job, and is named; start-up, the first step, saving and k-NN may
+    take six times as long. 0: wait for ever."""
     data: DataConfig = field(default_factory=DataConfig)
     views: ViewsConfig = field(default_factory=ViewsConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -377,11 +425,20 @@ class TrainConfig:
     loss: LossConfig = field(default_factory=LossConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     init: InitConfig = field(default_factory=InitConfig)
+    knn: KnnConfig = field(default_factory=KnnConfig)
+    wandb: WandbConfig = field(default_factory=WandbConfig)
 
     def __post_init__(self) -> None:
+        _require(self.max_skipped_steps >= 1, f"max_skipped_steps={self.max_skipped_steps}: must be 1 or more")
         _require(self.log_every >= 1, f"log_every={self.log_every}: must be 1 or more")
         _require(self.checkpoint_every >= 1, f"checkpoint_every={self.checkpoint_every}: must be 1 or more")
         _require(self.keep_checkpoints >= 1, f"keep_checkpoints={self.keep_checkpoints}: must be 1 or more")
+        _require(self.keep_every >= 0, f"keep_every={self.keep_every}: must be 0 (none) or more")
+        _require(
+            self.keep_every % self.checkpoint_every == 0,
+            f"keep_every={self.keep_every}: must be a multiple of checkpoint_every={self.checkpoint_every}",
+        )
+        _require(self.rank_timeout_s >= 0, f"rank_timeout_s={self.rank_timeout_s}: must be 0 (for ever) or more")
         _require(
             self.optim.global_batch % self.data.parts == 0,
             f"optim.global_batch={self.optim.global_batch}: must be a multiple of data.parts={self.data.parts}; "

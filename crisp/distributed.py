@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TypeVar
 
 import torch
@@ -54,8 +55,8 @@ def pick_device(name: str, local_rank: int) -> torch.device:
 
 
 @contextmanager
-def world_from_environment(device_name: str) -> Iterator[World]:
-    """Join the process group that torchrun describes, or be a world of one."""
+def world_from_environment(device_name: str, *, timeout: timedelta | None = None) -> Iterator[World]:
+    """Join the process group that torchrun describes, or be a world of one; `timeout` bounds each collective's wait."""
     size = int(os.environ.get("WORLD_SIZE", "1"))
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     device = pick_device(device_name, local_rank)
@@ -72,7 +73,7 @@ def world_from_environment(device_name: str) -> Iterator[World]:
         yield world
         return
     # Gloo beside NCCL: what ranks tell each other on the host (files of a checkpoint) needs no GPU.
-    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=timeout)
     try:
         yield world
     finally:

@@ -1,6 +1,6 @@
 """A run's folder: its config, and what a resumed run may change.
 
-RUN/config.json  metrics.jsonl  tensorboard/  checkpoints/step-N/  faults/rank-R.jsonl
+RUN/config.json  state.json  metrics.jsonl  knn.jsonl  tensorboard/  checkpoints/step-N/  faults/rank-R.jsonl
 """
 
 import dataclasses
@@ -13,15 +13,19 @@ from crisp.errors import CrispError
 CONFIG_FILE = "config.json"
 CHECKPOINTS = "checkpoints"
 FAULTS = "faults"
+METRICS_FILE = "metrics.jsonl"
+KNN_FILE = "knn.jsonl"
 
 # What changes no sample, and no weight beyond rounding: only these may differ between a run and its continuation.
 FREE_ON_RESUME = {
-    "device", "log_every", "checkpoint_every", "keep_checkpoints", "parallel",
-    "optim.micro_batch", "model.recompute", "model.compile",
+    "device", "log_every", "checkpoint_every", "keep_checkpoints", "keep_every", "keep_best", "rank_timeout_s",
+    "parallel", "optim.micro_batch", "model.recompute", "model.compile", "max_skipped_steps",
     "data.shards", "data.renderer", "data.threads", "data.read_threads", "data.prefetch_batches",
     "data.verify_checksums", "data.max_bad_share", "data.sample_timeout_s", "data.cache", "data.cache_gb",
     "data.dali.workers", "data.dali.hardware_decoder_share",
     "data.dali.preallocate_width_px", "data.dali.preallocate_height_px",
+    "knn.every_epochs", "knn.train_shards", "knn.val_shards", "knn.k", "knn.max_train", "knn.max_val",
+    "wandb.project", "wandb.entity", "wandb.mode",
 }  # fmt: skip
 
 

@@ -28,7 +28,7 @@ STUDENT = "student/shard-00001-model-00001-of-00001.safetensors"
 
 
 def save(folder: Path, *, step: int, keep: int = 1, **tensors: torch.Tensor) -> Path:
-    return save_checkpoint(folder, {"student": tensors}, {"step": step}, step=step, keep=keep)
+    return save_checkpoint(folder, {"student": tensors}, {"step": step}, step=step, doomed=lambda steps: steps[:-keep])
 
 
 def test_round_trip_and_retention(tmp_path: Path) -> None:
@@ -77,7 +77,7 @@ def test_damage_is_named_in_one_line(tmp_path: Path, damage, words: str) -> None
 
 def test_one_part_is_read_without_the_others(tmp_path: Path) -> None:
     parts = {"student": {"x": torch.zeros(9)}, "teacher": {"x": torch.ones(9)}}
-    checkpoint = save_checkpoint(tmp_path, parts, {}, step=1, keep=1)
+    checkpoint = save_checkpoint(tmp_path, parts, {}, step=1, doomed=lambda steps: steps[:-1])
     _flip_a_byte(checkpoint / STUDENT)
     assert torch.equal(load_module_state(checkpoint, "teacher")["x"], torch.ones(9))
     with pytest.raises(CrispError, match="holds no optimizer"):
@@ -115,7 +115,9 @@ def test_nothing_in_a_checkpoint_is_pickled(tmp_path: Path) -> None:
 
 def test_a_mistake_in_the_values_is_no_full_disk(tmp_path: Path) -> None:
     with pytest.raises(TypeError):
-        save_checkpoint(tmp_path, {"student": {"x": torch.zeros(1)}}, {"x": torch.zeros(1)}, step=1, keep=1)
+        save_checkpoint(
+            tmp_path, {"student": {"x": torch.zeros(1)}}, {"x": torch.zeros(1)}, step=1, doomed=lambda steps: steps[:-1]
+        )
 
 
 def _flip_a_byte(path: Path) -> None:
@@ -135,7 +137,7 @@ from pathlib import Path
 from crisp.checkpoint import save_checkpoint
 for step in range(1, 100000):
     parts = {"student": {"x": torch.full((200_000,), float(step))}}
-    save_checkpoint(Path(sys.argv[1]), parts, {"step": step}, step=step, keep=2)
+    save_checkpoint(Path(sys.argv[1]), parts, {"step": step}, step=step, doomed=lambda steps: steps[:-2])
     print(step, flush=True)
 """
 

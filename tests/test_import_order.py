@@ -16,13 +16,13 @@ LAYERS = (
     {"demo"},
     {"benchmarks"},
     {"trainer"},
-    {"training"},
+    {"training", "run_list"},
     {"viz"},
     {"evals", "export", "shard_imagenet", "demo_images"},
     {"interruption"},
     {"pipelines", "models", "losses", "regions", "optim", "checkpoint", "metrics", "progress", "runs"},
     {"ops", "distributed"},
-    {"batch", "geometry", "masking", "shard_format", "schedules", "recipes", "ablations", "storage"},
+    {"batch", "geometry", "masking", "shard_format", "schedules", "recipes", "ablations", "storage", "run_state"},
     {"config", "philox"},
     {"errors", "jit", "__init__"},
 )
@@ -30,6 +30,7 @@ LAYERS = (
 # What may look sideways in its own layer, and why.
 PEERS = {
     ("__main__", "cli"): "python -m crisp is the same command",
+    ("metrics", "runs"): "the names of the files in a run's folder",
     ("recipes", "ablations"): "the rows of ablations are recipes, too",
     ("losses", "models"): "a loss takes what the networks put out",
     ("models", "checkpoint"): "a trained network is read from a checkpoint",
@@ -47,6 +48,8 @@ TORCH_FREE = {
     "shard_imagenet",
     "schedules",
     "runs",
+    "run_list",
+    "run_state",
     "storage",
     "ablations",
 }

@@ -4,7 +4,9 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 from torchvision import transforms
@@ -23,13 +25,14 @@ def extract_features(
     backbone: Backbone,
     shards: ShardSet,
     *,
+    sample_ids: NDArray[np.int64] | None = None,
     resize_px: int = 256,
     crop_px: int = 224,
     batch: int = 64,
     threads: int = 2,
     device: torch.device | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Features and labels of all N images in shard order, on the CPU, one view each.
+    """Features and labels of N images, on the CPU, one view each.
 
     The shorter side is resized to `resize_px` (bicubic, antialiased, PIL's), the middle `crop_px` square is cut out
     and normalised by ImageNet's statistics. The next batch is decoded while the backbone works on this one.
@@ -37,6 +40,7 @@ def extract_features(
     Args:
         backbone: a frozen model's features, in evaluation mode; called with batches on `device`.
         shards: the labelled images.
+        sample_ids: those wanted, in this order; default: all, in shard order.
         resize_px: shorter side after the resize.
         crop_px: side of the square that the backbone sees.
         batch: images per call of the backbone; the last one may be smaller.
@@ -51,7 +55,8 @@ def extract_features(
     """
     if not 0 < crop_px <= resize_px:
         raise CrispError(f"crop_px={crop_px}: must lie between 1 and resize_px={resize_px}")
-    labels = torch.from_numpy(shards.index["label"].astype("int64"))
+    sample_ids = np.arange(len(shards)) if sample_ids is None else sample_ids
+    labels = torch.from_numpy(shards.index["label"][sample_ids].astype("int64"))
     if not len(labels):
         raise CrispError(f"{shards.folder}: holds no images; shard a folder that has some")
     if (labels < 0).any():
@@ -62,13 +67,17 @@ def extract_features(
     device = device or torch.device("cpu")
     features = [
         backbone(images.to(device, non_blocking=True)).float().cpu()
-        for images in _prepared_batches(shards, resize_px=resize_px, crop_px=crop_px, batch=batch, threads=threads)
+        for images in _prepared_batches(
+            shards, sample_ids.tolist(), resize_px=resize_px, crop_px=crop_px, batch=batch, threads=threads
+        )
     ]
     return torch.cat(features), labels
 
 
-def _prepared_batches(shards: ShardSet, *, resize_px: int, crop_px: int, batch: int, threads: int) -> Iterator[Tensor]:
-    """[B, 3, crop_px, crop_px] float32 of all images in order."""
+def _prepared_batches(
+    shards: ShardSet, sample_ids: list[int], *, resize_px: int, crop_px: int, batch: int, threads: int
+) -> Iterator[Tensor]:
+    """[B, 3, crop_px, crop_px] float32 of these images in order."""
     prepare = transforms.Compose(
         [
             transforms.Resize(resize_px, transforms.InterpolationMode.BICUBIC),
@@ -86,9 +95,8 @@ def _prepared_batches(shards: ShardSet, *, resize_px: int, crop_px: int, batch: 
         return image
 
     with ThreadPoolExecutor(threads) as pool:
-        starts = range(0, len(shards), batch)
-        coming = pool.map(load, range(min(batch, len(shards))))
-        for start in starts:
-            following = range(start + batch, min(start + 2 * batch, len(shards)))
+        coming = pool.map(load, sample_ids[:batch])
+        for start in range(0, len(sample_ids), batch):
+            following = sample_ids[start + batch : start + 2 * batch]
             images, coming = coming, pool.map(load, following)
             yield torch.stack(list(images))

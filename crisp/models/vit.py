@@ -67,7 +67,7 @@ class Block(nn.Module):
         branch = self.ls2(self.mlp(_take(self.norm2(x), mlp)))
         return _add(x, branch, mlp, scale)
 
-    def _attend_from_cls(self, x: Tensor) -> Tensor:
+    def _attend_from_cls(self, x: Tensor) -> Any:
         """`attn(x)[:, :1]`, with one query."""
         attn = self.attn
         dim, heads = attn.attn_dim, (attn.num_heads, attn.head_dim)
@@ -81,12 +81,10 @@ class Block(nn.Module):
             attended = F.scaled_dot_product_attention(q, k, v)
         else:
             attended = ((q * attn.scale) @ k.transpose(-2, -1)).softmax(-1) @ v
-        tokens: Tensor = attn.norm(
-            attended.transpose(1, 2).flatten(2)
-        )  # as timm's goes on: most have neither of the two
+        attended = attn.norm(attended.transpose(1, 2).flatten(2))  # most models have neither this nor a gate
         if attn.gate is not None:
-            tokens = tokens * attn.gate(x[:, :1]).sigmoid()
-        return attn.proj(tokens)  # type: ignore[no-any-return]
+            attended = attended * attn.gate(x[:, :1]).sigmoid()
+        return attn.proj(attended)
 
 
 def _take(x: Tensor, rows: Tensor | None) -> Tensor:

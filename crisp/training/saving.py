@@ -1,6 +1,7 @@
 """What a checkpoint of a run holds, and how a run goes on from one."""
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -26,11 +27,19 @@ log = logging.getLogger(__name__)
 OPTIMIZER = "optimizer"
 
 
-def save(state: TrainState, loader: TrainLoader, run: Path, step: int, *, last: bool) -> None:
+def save(
+    state: TrainState,
+    loader: TrainLoader,
+    run: Path,
+    step: int,
+    *,
+    last: bool,
+    doomed: Callable[[list[int]], list[int]],
+) -> None:
     """Write a checkpoint. Collective: each rank writes its share.
 
     A checkpoint on the way that cannot be written is no reason to stop: there is an older one, and there may be room
-    for the next.
+    for the next. `doomed` says of the steps that have a checkpoint which ones to delete.
     """
     values = {
         "step": step,
@@ -43,7 +52,7 @@ def save(state: TrainState, loader: TrainLoader, run: Path, step: int, *, last: 
     parts[OPTIMIZER] = named_moments(state.optimizer, state.networks.student)
     _check_finite_weights(state, step)
     try:
-        save_checkpoint(run / CHECKPOINTS, parts, values, step=step, keep=state.config.keep_checkpoints)
+        save_checkpoint(run / CHECKPOINTS, parts, values, step=step, doomed=doomed)
     except CrispError as error:
         if last:
             raise

@@ -49,7 +49,9 @@ class StepMetrics:
     gradient_norms: Tensor
     """[n] of each tensor that has a gradient, before clipping, in the order of `named_parameters`"""
     teacher: TeacherProjections
-    """Of this rank's last micro-batch"""
+    """Of this rank's last micro-batch, for `crisp.training.collapse`"""
+    valid: Tensor | None
+    """[B, K] bool of that micro-batch; None without the region loss"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -130,6 +132,7 @@ def train_step(state: TrainState, batch: Batch, schedule: StepSchedule) -> StepM
         skipped=skipped,
         gradient_norms=norms,
         teacher=lessons[-1].teacher,
+        valid=valid[-1],
     )
 
 

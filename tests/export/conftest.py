@@ -43,7 +43,7 @@ def make_run(tmp_path: Path) -> MakeRun:
             for parameter in pair.parameters():
                 parameter.data = 0.2 * torch.randn_like(parameter)
             content = {name: getattr(pair, name).state_dict(keep_vars=True) for name in ("student", "teacher")}
-            save_checkpoint(config.run_folder / CHECKPOINTS, content, {}, step=step, keep=2)
+            save_checkpoint(config.run_folder / CHECKPOINTS, content, {}, step=step, doomed=lambda steps: steps[:-2])
         return config.run_folder
 
     return make

@@ -25,7 +25,9 @@ def run(tmp_path: Path, configs: Any) -> Path:
     )
     create_run(config)
     for step in (1, 2):
-        save_checkpoint(tmp_path / "run" / CHECKPOINTS, content(config, step), {}, step=step, keep=2)
+        save_checkpoint(
+            tmp_path / "run" / CHECKPOINTS, content(config, step), {}, step=step, doomed=lambda steps: steps[:-2]
+        )
     return tmp_path / "run"
 
 
@@ -84,12 +86,12 @@ def test_what_is_no_trained_network(run: Path, tmp_path: Path) -> None:
 
 def test_checkpoints_that_do_not_fit(run: Path) -> None:
     folder = run / CHECKPOINTS
-    save_checkpoint(folder, {"student": {"a": torch.zeros(1)}}, {}, step=3, keep=1)
+    save_checkpoint(folder, {"student": {"a": torch.zeros(1)}}, {}, step=3, doomed=lambda steps: steps[:-1])
     with pytest.raises(CrispError, match=r"step-00000003: holds no teacher"):
         load_trained(run)
     config = json.loads((run / CONFIG_FILE).read_text())
     assert config["model"]["depth"] == 2
-    save_checkpoint(folder, content(read_run_config(run), 4), {}, step=4, keep=1)
+    save_checkpoint(folder, content(read_run_config(run), 4), {}, step=4, doomed=lambda steps: steps[:-1])
     config["model"]["depth"] = 3
     (run / CONFIG_FILE).write_text(json.dumps(config))
     with pytest.raises(CrispError, match="a checkpoint of another architecture"):

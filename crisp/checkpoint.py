@@ -10,13 +10,14 @@ any other wrote. Nothing is pickled, so reading a checkpoint runs no code that i
 """
 
 import contextlib
+import functools
 import hashlib
 import json
 import logging
 import os
 import shutil
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -101,8 +102,11 @@ def save_checkpoint(
     partial = folder / f"{_PARTIAL_PREFIX}{final.name}"
     main = rank_and_size()[0] == 0
     try:
-        _on_every_rank(lambda: _prepare(partial) if main else None)
-        shares = _on_every_rank(lambda: _write_share(partial, parts))
+        # Either torch agrees on what failed, or we do: a piece of work that is collective has nothing around it.
+        _on_every_rank(lambda: _prepare(partial, parts) if main else None)
+        for part, tensors in parts.items():
+            _on_every_rank(functools.partial(_write_part, partial / part, tensors))
+        shares = _on_every_rank(lambda: _flush_share(partial, parts))
         files = {name: facts for share in shares for name, facts in share.items()}
         aliases = {part: _aliases(tensors) for part, tensors in parts.items()}
         content = {"values": values, "aliases": aliases}
@@ -125,47 +129,46 @@ def _on_every_rank(work: Callable[[], T]) -> list[T]:
     try:
         result = work()
     except CheckpointException as error:  # torch's own agreement: the same on all ranks
-        causes = [cause for cause, _ in error.failures.values()]
-        if not all(isinstance(cause, OSError | RuntimeError) for cause in causes):
+        if not all(isinstance(cause, OSError | RuntimeError) for cause, _ in error.failures.values()):
             raise  # a mistake of ours, or Ctrl-C
-        reason = _reason(causes[0])
+        rank, (cause, _) = next(iter(error.failures.items()))
+        reason = _reason(cause, rank)
     except (OSError, RuntimeError) as error:
-        reason = _reason(error)
+        reason = _reason(error, rank_and_size()[0])
     outcomes = gather_over_ranks((result, reason))
-    for rank, (_, why) in enumerate(outcomes):
-        if why is not None:
-            raise _NotSavedError(why if len(outcomes) == 1 else f"rank {rank}: {why}")
+    if reasons := [why for _, why in outcomes if why is not None]:
+        raise _NotSavedError(reasons[0])
     return [of_rank for of_rank, _ in outcomes]  # type: ignore[misc]  # without a reason there is a result
 
 
-def _reason(error: BaseException) -> str:
-    return error.strerror or str(error) if isinstance(error, OSError) else str(error).splitlines()[0]
+def _reason(error: BaseException, rank: int) -> str:
+    words = error.strerror or str(error) if isinstance(error, OSError) else str(error).splitlines()[0]
+    return words if rank_and_size()[1] == 1 else f"rank {rank}: {words}"
 
 
-def _prepare(partial: Path) -> None:
+def _prepare(partial: Path, parts: Iterable[str]) -> None:
     partial.parent.mkdir(parents=True, exist_ok=True)
     remove_partial(partial.parent)
     partial.mkdir()
+    for part in parts:
+        (partial / part).mkdir()
 
 
-def _write_share(partial: Path, parts: Mapping[str, Mapping[str, Tensor]]) -> dict[str, dict[str, Any]]:
-    """Write this rank's share of every part; size and SHA-256 of its files by relative path. Collective."""
-    rank, size = rank_and_size()
-    for part, tensors in parts.items():
-        aliases = _aliases(tensors)
-        distinct = {name: tensor for name, tensor in tensors.items() if name not in aliases}
-        (partial / part).mkdir(exist_ok=True)
-        with _quiet_alone():
-            # A file per rank and part: the writer holds a copy of a file in memory until it is written.
-            dcp.save(
-                distinct,
-                storage_writer=HuggingFaceStorageWriter(str(partial / part), save_distributed=True),
-                no_dist=size == 1,
-            )
-    # Only now: a rank that failed between two of torch's collective saves would leave the others waiting.
+def _write_part(folder: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write and flush this rank's share of a part. Collective; what fails on one rank, torch raises on all."""
+    aliases = _aliases(tensors)
+    distinct = {name: tensor for name, tensor in tensors.items() if name not in aliases}
+    writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
+    with _quiet_alone():
+        # A file per rank and part: the writer holds a copy of a file in memory until it is written.
+        dcp.save(distinct, storage_writer=writer, no_dist=rank_and_size()[1] == 1)
+
+
+def _flush_share(partial: Path, parts: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """Flush the folders; size and SHA-256 of the files that this rank wrote, by relative path."""
     for part in parts:
         _flush(partial / part)
-    own = partial.glob(f"*/shard-{rank + 1:05d}-*")  # the writer counts ranks from 1
+    own = partial.glob(f"*/shard-{rank_and_size()[0] + 1:05d}-*")  # the writer counts ranks from 1
     return {path.relative_to(partial).as_posix(): _facts(path) for path in own}
 
 
@@ -310,9 +313,12 @@ def load_weights(module: nn.Module, state: Mapping[str, Tensor], *, source: Path
 
 
 def stored_tensors(checkpoint: Path, part: str) -> dict[str, tuple[torch.Size, torch.dtype]]:
-    """Whole shape and dtype of each tensor of a part, by name."""
+    """Whole shape and dtype of each tensor of a part, by name, in the names' order."""
     described = HuggingFaceStorageReader(str(checkpoint / part)).read_metadata().state_dict_metadata
-    return {name: (about.size, about.properties.dtype) for name, about in described.items()}  # type: ignore[union-attr]
+    return {
+        name: (about.size, about.properties.dtype)  # type: ignore[union-attr]  # safetensors hold tensors alone
+        for name, about in sorted(described.items())
+    }
 
 
 def _read(checkpoint: Path, part: str, tensors: dict[str, Tensor]) -> None:

@@ -1,5 +1,6 @@
 """Runs of several ranks for the tests: processes on one machine, forked from one that has imported everything."""
 
+import faulthandler
 import json
 import logging
 import multiprocessing
@@ -22,7 +23,7 @@ from crisp.trainer import train
 # Forked, since importing torch and timm takes seconds, and there are many ranks.
 _FORKS = multiprocessing.get_context("forkserver")
 _FORKS.set_forkserver_preload(["tests.ranks"])
-TIMEOUT_S = 240
+TIMEOUT_S = 60
 
 
 class StoppedError(Exception):
@@ -51,11 +52,11 @@ def in_ranks(work: Callable[..., Any], ranks: int, folder: Path, *args: Any) -> 
         process.start()
     for process in processes:
         process.join(TIMEOUT_S)
-    hung = [r for r, process in enumerate(processes) if process.exitcode is None]
+    hung = [(folder / f"hanging-{r}").read_text() for r, process in enumerate(processes) if process.exitcode is None]
     for process in processes:
         process.kill()
         process.join()
-    assert not hung, f"ranks {hung} hang"
+    assert not hung, "\n".join(hung)
     assert all(process.exitcode == 0 for process in processes), "\n".join(
         path.read_text() for path in folder.glob("error-*")
     )
@@ -68,6 +69,8 @@ def _rank(rank: int, ranks: int, port: int, folder: Path, work: Callable[..., An
         MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port),
     )  # fmt: skip
     torch.set_num_threads(1)
+    hanging = (folder / f"hanging-{rank}").open("w")  # stays open until the process ends
+    faulthandler.dump_traceback_later(TIMEOUT_S - 10, file=hanging)
     try:
         result = work(*args)
     except BaseException:

@@ -160,7 +160,7 @@ def test_a_rank_whose_disk_is_full_at_the_end_is_an_error_of_all(shards: Path, t
     outcomes = finish(run(config, 2, fault="full from step 4"), error="CrispError")
     for outcome in outcomes:
         assert outcome.error is not None
-        assert "step-00000009: not saved (rank 0: No space left on device); kept: step-00000002" in outcome.error
+        assert "step-00000009: not saved (rank 1: No space left on device); kept: step-00000002" in outcome.error
     assert [path.name for path in (tmp_path / "run" / CHECKPOINTS).iterdir()] == ["step-00000002"]
 
 

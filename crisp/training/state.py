@@ -6,7 +6,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from crisp.config import TrainConfig
 from crisp.distributed import World
@@ -15,7 +14,7 @@ from crisp.models.initialise import InitReport, initialise
 from crisp.models.student_teacher import StudentTeacher, build_student_teacher
 from crisp.optim import build_optimizer
 from crisp.pipelines.order import rank_slots
-from crisp.training.sharding import shard_networks
+from crisp.training.parallel import replicate_student, shard_networks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,8 +54,7 @@ def build_state(config: TrainConfig, world: World, *, from_checkpoint: bool = Fa
     if world.size > 1 and config.parallel == "fsdp":
         shard_networks(networks, world)
     elif world.size > 1:
-        device_ids = [world.device.index] if world.device.type == "cuda" else None
-        student = DistributedDataParallel(student, device_ids=device_ids, gradient_as_bucket_view=True)
+        student = replicate_student(networks, config, world)
     return TrainState(
         config=config,
         world=world,

@@ -1,14 +1,41 @@
-"""Student and teacher sharded alike over all ranks (FSDP2), for models that are too large to be held whole by each."""
+"""How several ranks hold the networks: each a whole copy (DDP), or a shard of student and teacher alike (FSDP2)."""
 
+import torch
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+from torch.nn.parallel import DistributedDataParallel
 
+from crisp.config import TrainConfig
 from crisp.distributed import World
 from crisp.models.student_teacher import StudentTeacher
 
 # The ways into the teacher that are not called `forward`; anything else that runs its modules has to be named here, or
 # it finds shards in place of weights.
 TEACHER_FORWARDS = ("teach", "discovery_tokens")
+
+
+def replicate_student(networks: StudentTeacher, config: TrainConfig, world: World) -> DistributedDataParallel:
+    """The student, wrapped so that its gradients are averaged over all ranks. Collective.
+
+    Its buckets are laid out for good here. DistributedDataParallel lays them anew after its first backward pass, in
+    the order in which gradients came, and a sum over more than two ranks depends, in its last bits, on where in a
+    bucket an element lies: the first step of a resumed run would add otherwise than the same step of an undisturbed
+    one. So one image of zeros passes through, and its gradients are dropped.
+    """
+    device_ids = [world.device.index] if world.device.type == "cuda" else None
+    student = DistributedDataParallel(networks.student, device_ids=device_ids, gradient_as_bucket_view=True)
+    views, device = config.views, world.device
+    patches = views.global_grid**2
+    projections = student(
+        torch.zeros(2, 1, 3, views.global_px, views.global_px, device=device),
+        patch_masks=torch.zeros(2, 1, patches, dtype=torch.bool, device=device),
+        masked=torch.zeros(0, dtype=torch.int64, device=device),
+        view_regions=torch.zeros(2, 1, 1, patches, dtype=torch.bool, device=device) if config.region.enabled else None,
+    )
+    outputs = [projections.cls, projections.patch, projections.region, *projections.prototypes.values()]
+    torch.stack([output.sum() for output in outputs if output is not None]).sum().backward()
+    student.zero_grad(set_to_none=True)
+    return student
 
 
 def shard_networks(networks: StudentTeacher, world: World) -> None:

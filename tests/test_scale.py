@@ -17,11 +17,11 @@ import torch
 from torch.distributed.tensor import DTensor
 
 from crisp.checkpoint import list_checkpoints
-from crisp.config import TrainConfig
+from crisp.config import KnnConfig, TrainConfig
 from crisp.distributed import world_from_environment
 from crisp.metrics import METRICS_FILE, read_metrics
 from crisp.optim import gradient_norms, gradients_of
-from crisp.runs import CHECKPOINTS
+from crisp.runs import CHECKPOINTS, KNN_FILE
 from crisp.training.state import build_state
 from tests.ranks import Outcome, in_ranks, run
 from tests.test_trainer import STEPS, assert_identical, final_state, shards, tiny
@@ -193,6 +193,17 @@ def _compare_sharded(config: TrainConfig) -> None:
         torch.testing.assert_close(
             *(gradient_norms(gradients_of(s.networks.student.parameters())) for s in (sharded, plain))
         )
+
+
+def test_the_online_knn_of_a_sharded_teacher_is_that_of_a_whole_one(shards: Path, tmp_path: Path) -> None:
+    scores = []
+    for ranks, parallel in ((2, "fsdp"), (1, "ddp")):
+        knn = KnnConfig(every_epochs=3, val_shards=str(shards), k=3)
+        config = replace(tiny(shards, tmp_path / f"{parallel}"), parallel=parallel, knn=knn)  # type: ignore[arg-type]
+        finish(run(config, ranks))
+        scores.append([line["top1"] for line in read_metrics(config.run_folder / KNN_FILE)])
+    assert len(scores[0]) == 1
+    assert scores[0] == scores[1]
 
 
 @pytest.mark.slow

@@ -138,6 +138,11 @@ class Network(nn.Module):
         config = self.region_config
         return self.backbone.forward_last_blocks(reference, blocks=config.blocks, norm=config.block_norm)
 
+    @torch.no_grad()
+    def features(self, images: Tensor) -> Tensor:
+        """CLS tokens [B, D] of images [B, 3, H, W], for the online k-NN; no head runs."""
+        return self.backbone.forward_cls(images)
+
     def _project_regions(self, tokens: Tokens, view_regions: Tensor | None) -> Tensor | None:
         if view_regions is None:
             return None

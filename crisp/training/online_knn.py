@@ -143,7 +143,7 @@ class OnlineKnn:
 
         def teacher_cls(images: Tensor) -> Tensor:
             with torch.autocast(world.device.type, AUTOCAST[precision], enabled=precision != "fp32"):
-                features = state.networks.teacher.backbone.forward_cls(images)
+                features = state.networks.teacher.features(images)
             still_going()
             return features
 

@@ -23,7 +23,7 @@ from crisp.trainer import train
 # Forked, since importing torch and timm takes seconds, and there are many ranks.
 _FORKS = multiprocessing.get_context("forkserver")
 _FORKS.set_forkserver_preload(["tests.ranks"])
-TIMEOUT_S = 60
+TIMEOUT_S = 240
 
 
 class StoppedError(Exception):

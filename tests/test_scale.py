@@ -89,15 +89,8 @@ def test_every_world_trains_the_same_run(whole: Whole, ranks: int, parallel: Par
     assert_close(run, alone)
 
 
-@pytest.mark.parametrize(
-    ("ranks", "parallel"),
-    [
-        (2, "fsdp"),
-        pytest.param(2, "ddp", marks=pytest.mark.slow),
-        pytest.param(4, "ddp", marks=pytest.mark.slow),
-        pytest.param(4, "fsdp", marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("ranks", "parallel"), [(2, "ddp"), (2, "fsdp"), (4, "ddp"), (4, "fsdp")])
 def test_cut_and_resumed_in_the_same_world_it_ends_bit_for_bit_the_same(
     shards: Path, tmp_path: Path, ranks: int, parallel: Parallel
 ) -> None:

@@ -111,8 +111,9 @@ class Network(nn.Module):
                 prototypes=self.heads.prototypes(["cls"]),
             )
         tokens = self.backbone(images, patch_masks.flatten(0, 1), rows)
+        # FSDP hooks what leaves here: nothing may be a view of another tensor.
         return Projections(
-            cls=self.heads.bottlenecks("cls", tokens.cls).unflatten(0, views.shape[:2]),
+            cls=self.heads.bottlenecks("cls", tokens.cls.unflatten(0, views.shape[:2])),
             patch=self.heads.bottlenecks("patch", tokens.patches.flatten(0, 1).index_select(0, masked)),
             region=self._project_regions(tokens, view_regions),
             prototypes=self.heads.prototypes(),

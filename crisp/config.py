@@ -279,6 +279,8 @@ class LossConfig:
     """λ_patch."""
     region_weight: float = 1.0
     """λ_region."""
+    fused: bool = False
+    """Last layer and cross-entropy by Triton's kernels, which hold no logits (CUDA only; not measured yet)."""
 
     def __post_init__(self) -> None:
         for value in (self.student_temperature, *self.teacher_temperature):

@@ -240,6 +240,7 @@ class CrispLoss(nn.Module):
             weights=weights,
             student_temperature=at.student,
             teacher_temperature=at.teacher,
+            fused=self.config.fused,
         )
 
 

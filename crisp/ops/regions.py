@@ -4,8 +4,6 @@
 which is two kernel launches and never waits for the device. No gradient flows through any of it.
 """
 
-import os
-from importlib.util import find_spec
 from typing import Literal, NamedTuple
 
 import torch
@@ -13,12 +11,10 @@ from torch import Tensor
 
 from crisp.config import WarpMode
 from crisp.errors import CrispError
-from crisp.ops import regions_torch
+from crisp.ops import regions_torch, triton_support
+from crisp.ops.triton_support import require_triton
 
 Implementation = Literal["auto", "torch", "triton"]
-
-_HAS_TRITON = find_spec("triton") is not None
-_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # Triton reads it once as well: when a kernel is defined
 
 
 class WarpedRegions(NamedTuple):
@@ -43,22 +39,15 @@ def resolve_implementation(
     Raises:
         CrispError: "triton" asked for where it cannot run, or in a mode that has no kernel.
     """
-    on_cuda = device.type == "cuda"
     if implementation == "auto":
-        return "triton" if on_cuda and _HAS_TRITON and mode == "centre" else "torch"
+        return "triton" if device.type == "cuda" and triton_support.HAS_TRITON and mode == "centre" else "torch"
     if implementation == "torch":
         return "torch"
     if implementation != "triton":
         raise CrispError(f"implementation {implementation!r}: unknown; use 'auto', 'torch' or 'triton'")
     if mode != "centre":
         raise CrispError(f"implementation 'triton': warp mode {mode!r} has no kernel; use 'auto' or 'torch'")
-    if not _HAS_TRITON:
-        raise CrispError("implementation 'triton': Triton is not installed; install it, or use 'torch'")
-    if not (on_cuda or _INTERPRETED):
-        raise CrispError(
-            f"implementation 'triton': tensors are on {device}; move them to CUDA, use 'torch', or set "
-            f"TRITON_INTERPRET=1 before starting Python"
-        )
+    require_triton("implementation 'triton'", device)
     return "triton"
 
 

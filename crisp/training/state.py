@@ -12,6 +12,7 @@ from crisp.distributed import World
 from crisp.losses import CrispLoss
 from crisp.models.initialise import InitReport, initialise
 from crisp.models.student_teacher import StudentTeacher, build_student_teacher
+from crisp.ops.cross_entropy import check_fused
 from crisp.optim import build_optimizer
 from crisp.pipelines.order import rank_slots
 from crisp.training.parallel import replicate_student, shard_networks
@@ -44,8 +45,11 @@ def build_state(config: TrainConfig, world: World, *, from_checkpoint: bool = Fa
         from_checkpoint: a checkpoint will replace the weights, so `config.init` is not read (and may be gone).
 
     Raises:
-        CrispError: a model that does not exist or does not fit, or initial weights that cannot be used.
+        CrispError: a model that does not exist or does not fit, initial weights that cannot be used, or kernels that
+            cannot run here.
     """
+    if config.loss.fused:
+        check_fused(world.device)
     torch.manual_seed(config.seed)
     networks = build_student_teacher(config, world.device)
     # Each rank reads them: DistributedDataParallel would send round the student's alone, and FSDP keeps what it finds.

@@ -1,7 +1,8 @@
-"""Compiles the region kernels for GPUs that need not be there; run as a program by test_triton_compile.py.
+"""Compiles the kernels for GPUs that need not be there; run as a program by test_triton_compile.py.
 
 A process of its own, since Triton decides once, when a kernel is defined, whether it is compiled or interpreted.
-Prints one JSON object: {"<kernel>-<variant>-sm_<arch>": {"target": the PTX's, "cubin_starts_with": four bytes}}.
+Prints one JSON object: {"<kernel>-<variant>-sm_<arch>": {"target": the PTX's, "cubin_starts_with": four bytes,
+"shared_bytes": per program}}.
 """
 
 import json
@@ -11,7 +12,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from crisp.ops import regions_torch, regions_triton
+from crisp.ops import cross_entropy_triton, regions_torch, regions_triton
 
 ARCHITECTURES = (80, 90, 100)
 GRIDS = {"14to14": (14, 14), "14to6": (14, 6), "32to14": (32, 14)}
@@ -37,6 +38,23 @@ WARP_TYPES = {
 }
 
 
+CROSS_ENTROPY_TYPES = {
+    "teacher_lse": "*fp32",
+    "center": "*fp32",
+    "student_lse": "*fp32",
+    "cross_entropy": "*fp32",
+    "weights": "*fp32",
+    "gradient": "*fp32",
+    "per_temperature": "fp32",
+    "per_student_temperature": "fp32",
+    "per_teacher_temperature": "fp32",
+    **dict.fromkeys(("S", "T", "G", "P", "D", "rows"), "i32"),
+}
+CROSS_ENTROPY_KERNELS = ("teacher_lse", "loss", "student_gradient", "prototype_gradient")
+BOTTLENECK = 256
+"""The recipes' bottleneck width"""
+
+
 def source(kernel, types: dict[str, str], constants: dict[str, float], aligned: tuple[str, ...] = ()) -> ASTSource:
     """A kernel with the types and constants that a launch would give it; `aligned` are multiples of 16."""
     signature = {name: "constexpr" if name in constants else types[name] for name in kernel.arg_names}
@@ -59,14 +77,41 @@ def sources() -> dict[str, ASTSource]:
     return result
 
 
+def cross_entropy_sources() -> dict[str, ASTSource]:
+    """Each of the four kernels for each type of products."""
+    result = {}
+    for dtype in ("bf16", "fp16", "fp32"):
+        tensors = ("student", "student_prototypes", "teacher", "teacher_prototypes", "prototypes")
+        types = {**dict.fromkeys(tensors, f"*{dtype}"), **CROSS_ENTROPY_TYPES}
+        constants = {
+            "PRECISION": "ieee" if dtype == "fp32" else "tf32",
+            "BLOCK_G": cross_entropy_triton.BLOCK_G,
+            "BLOCK_P": cross_entropy_triton.BLOCK_P[4 if dtype == "fp32" else 2],
+            "BLOCK_D": BOTTLENECK,
+        }
+        for name in CROSS_ENTROPY_KERNELS:
+            kernel = getattr(cross_entropy_triton, f"{name}_kernel")
+            aligned = tuple(a for a in kernel.arg_names if types.get(a, "").startswith("*") or a in ("P", "D"))
+            result[f"{name}-{dtype}"] = source(kernel, types, constants, aligned)
+    return result
+
+
 def main() -> None:
     compiled = {}
-    for name, kernel_source in sources().items():
+    warps = dict.fromkeys(sources(), 4) | dict.fromkeys(cross_entropy_sources(), cross_entropy_triton.WARPS)
+    for name, kernel_source in (sources() | cross_entropy_sources()).items():
         for arch in ARCHITECTURES:
-            binary = triton.compile(kernel_source, target=GPUTarget("cuda", arch, 32)).asm
+            kernel = triton.compile(
+                kernel_source, target=GPUTarget("cuda", arch, 32), options={"num_warps": warps[name]}
+            )
+            binary = kernel.asm
             target = re.search(r"^\.target (\w+)", binary["ptx"], re.MULTILINE)
             assert target is not None
-            compiled[f"{name}-sm_{arch}"] = {"target": target[1], "cubin_starts_with": binary["cubin"][:4].hex()}
+            compiled[f"{name}-sm_{arch}"] = {
+                "target": target[1],
+                "cubin_starts_with": binary["cubin"][:4].hex(),
+                "shared_bytes": kernel.metadata.shared,
+            }
     print(json.dumps(compiled))
 
 

@@ -5,6 +5,7 @@ import torch
 from crisp.benchmarks import warp as benchmark
 from crisp.errors import CrispError
 from crisp.ops import regions as ops
+from crisp.ops import triton_support
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 GRIDS = {"reference_grid": 14, "view_grid": 14, "patch_px": 16}
@@ -45,28 +46,28 @@ def test_torch_runs_on_the_cpu_and_where_it_is_asked_for():
 
 
 def test_cuda_takes_triton_where_it_is_installed(monkeypatch):
-    monkeypatch.setattr(ops, "_HAS_TRITON", True)
+    monkeypatch.setattr(triton_support, "HAS_TRITON", True)
     assert ops.resolve_implementation(CUDA) == "triton"
     assert ops.resolve_implementation(CUDA, "triton") == "triton"
     assert ops.resolve_implementation(CUDA, mode="forward") == "torch"
     assert ops.resolve_implementation(CUDA, mode="coverage") == "torch"
-    monkeypatch.setattr(ops, "_HAS_TRITON", False)
+    monkeypatch.setattr(triton_support, "HAS_TRITON", False)
     assert ops.resolve_implementation(CUDA) == "torch"
-    with pytest.raises(CrispError, match="Triton is not installed; install it, or use 'torch'"):
+    with pytest.raises(CrispError, match="Triton is not installed; install it, or leave it out"):
         ops.resolve_implementation(CUDA, "triton")
 
 
 @pytest.mark.parametrize(
     ("device", "implementation", "mode", "message"),
     [
-        (CPU, "triton", "centre", "tensors are on cpu; move them to CUDA, use 'torch', or set TRITON_INTERPRET=1"),
+        (CPU, "triton", "centre", "tensors are on cpu; move them to CUDA, leave it out, or set TRITON_INTERPRET=1"),
         (CUDA, "triton", "forward", "warp mode 'forward' has no kernel; use 'auto' or 'torch'"),
         (CPU, "cuda", "centre", "implementation 'cuda': unknown; use 'auto', 'torch' or 'triton'"),
     ],
 )
 def test_an_implementation_that_cannot_run_is_refused(monkeypatch, device, implementation, mode, message):
-    monkeypatch.setattr(ops, "_HAS_TRITON", True)
-    monkeypatch.setattr(ops, "_INTERPRETED", False)
+    monkeypatch.setattr(triton_support, "HAS_TRITON", True)
+    monkeypatch.setattr(triton_support, "INTERPRETED", False)
     with pytest.raises(CrispError, match=message):
         ops.resolve_implementation(device, implementation, mode=mode)
 

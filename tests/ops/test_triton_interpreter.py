@@ -10,9 +10,18 @@ pytest.importorskip("triton", reason="Triton is not installed")
 
 
 @pytest.mark.slow
-def test_kernels_equal_the_torch_form_in_tritons_interpreter():
-    file = Path(__file__).with_name("interpreted_kernels.py")
-    command = [sys.executable, "-m", "pytest", "-q", "--tb=short", "-p", "no:cacheprovider", str(file)]
+@pytest.mark.parametrize("file", ["interpreted_regions.py", "interpreted_cross_entropy.py"])
+def test_kernels_equal_the_torch_form_in_tritons_interpreter(file):
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "--tb=short",
+        "-p",
+        "no:cacheprovider",
+        str(Path(__file__).with_name(file)),
+    ]
     done = subprocess.run(
         command, env=os.environ | {"TRITON_INTERPRET": "1"}, capture_output=True, text=True, timeout=300, check=False
     )

@@ -1,7 +1,7 @@
 """The Triton kernels in Triton's interpreter, on the CPU, against their plain torch form.
 
 `test_triton_interpreter.py` runs this file in a process of its own, since Triton decides once, when a kernel is
-defined, whether it is compiled or interpreted. By hand: TRITON_INTERPRET=1 pytest tests/ops/interpreted_kernels.py
+defined, whether it is compiled or interpreted. By hand: TRITON_INTERPRET=1 pytest tests/ops/interpreted_regions.py
 """
 
 import numpy as np

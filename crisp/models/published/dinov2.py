@@ -1,9 +1,9 @@
 """DINOv2 (Oquab et al., 2023; github.com/facebookresearch/dinov2), with and without registers (Darcet et al., 2024).
 
 Three layouts: its own backbones; the teacher of its runs, with blocks in chunks (`blocks.CHUNK.BLOCK.*`, BLOCK counted
-from the first); and Hugging Face's port, as a file or a folder. Each resizes position embeddings in its own way: without
-registers its code keeps DINO's factor with .1, with registers it has a size and antialiasing; the port has a size, with
-antialiasing where there are registers.
+from the first); and Hugging Face's port, as a file or a folder. Each resizes position embeddings in its own way: the
+published backbones without registers keep DINO's factor with .1, those with registers have a size and antialiasing; the
+port has a size, with antialiasing where there are registers.
 """
 
 import re

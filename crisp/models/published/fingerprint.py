@@ -11,8 +11,8 @@ from crisp.models.frozen import FrozenBackbone
 def fingerprint(backbone: FrozenBackbone) -> str:
     """SHA-256, in hex, of all that the features depend on.
 
-    That is: names, dtypes, shapes and bytes of the tensors, sorted by name; the kind of backbone, its attributes and its
-    facts. Where the file lay, and how it was wrapped, is no part of it.
+    That is: names, dtypes, shapes and bytes of the tensors, sorted by name; the kind of backbone, its attributes and
+    its facts. Where the file lay, and how it was wrapped, is no part of it.
 
     Args:
         backbone: on any device.

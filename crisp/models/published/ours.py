@@ -9,11 +9,12 @@ from torch import Tensor
 
 from crisp.models.frozen import BlockTokens, FrozenBackbone
 from crisp.models.published.attention import caught_attention
+from crisp.models.published.hf_folder import is_hf_folder
 from crisp.models.published.positions import check_last, patch_grid
 from crisp.models.published.system import Built
 from crisp.models.published.vit import IMAGENET_MEAN, IMAGENET_STD
 from crisp.models.trained import Trained, load_trained
-from crisp.runs import CHECKPOINTS
+from crisp.runs import CHECKPOINTS, CONFIG_FILE
 
 
 class TrainedBackbone(FrozenBackbone):
@@ -49,8 +50,11 @@ class TrainedBackbone(FrozenBackbone):
 
 
 def is_run(path: Path) -> bool:
-    """Whether a folder is a run of our own, or one of its checkpoints."""
-    return (path / CHECKPOINTS).is_dir() or (path.is_dir() and path.resolve().parent.name == CHECKPOINTS)
+    """Whether a folder is a run of our own, or one of its checkpoints; models of Hugging Face have a config.json too."""
+    if not path.is_dir() or is_hf_folder(path):
+        return False
+    above = path.resolve().parent
+    return (path / CONFIG_FILE).is_file() or (above.name == CHECKPOINTS and (above.parent / CONFIG_FILE).is_file())
 
 
 def load_ours(path: Path) -> tuple[Built, str]:

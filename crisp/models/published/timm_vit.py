@@ -1,7 +1,7 @@
 """Any Vision Transformer of timm, with its pretrained weights (`timm:NAME`) or a file's (`timm:NAME@FILE`).
 
-Its position embeddings are resized by timm (bicubic, antialiased). A file must have the keys of timm's own model; weights
-in another system's layout are read as that system's.
+Its position embeddings are resized by timm (bicubic, antialiased). A file must have the keys of timm's own model;
+weights in another system's layout are read as that system's.
 """
 
 import re
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from crisp.errors import CrispError
 from crisp.models.frozen import BlockTokens, FrozenBackbone
 from crisp.models.published.attention import caught_attention
-from crisp.models.published.keys import KeyRules, few, own_copy, sort_keys
+from crisp.models.published.keys import KeyRules, few, sort_keys
 from crisp.models.published.positions import all_finite, check_last, grid_side, patch_grid
 from crisp.models.published.system import Built
 
@@ -77,7 +77,7 @@ def build_timm(name: str, state: Mapping[str, Any], *, source: str) -> Built:
     if not timm.is_model(name):
         raise CrispError(f"{source}: timm has no model {name}; see timm.list_models('vit_*')")
     keys = sort_keys(state, _RULES, source=source, system="timm")
-    weights = {key: own_copy(tensor) for key, tensor in keys.tensors.items()}
+    weights = keys.tensors
     vit = _create(name, weights, source)
     expected = {key: tuple(tensor.shape) for key, tensor in vit.state_dict().items()}
     missing, unknown = expected.keys() - weights.keys(), weights.keys() - expected.keys()
@@ -94,8 +94,10 @@ def build_timm(name: str, state: Mapping[str, Any], *, source: str) -> Built:
         if not all_finite(weights[key]):
             raise CrispError(f"{source}: {key} holds NaN or infinity; take another checkpoint")
     vit.load_state_dict(weights)
-    note = "positions resized by timm (bicubic, antialias)"
-    return Built(backbone=TimmBackbone(vit), arch_name=name, account=keys.account(note))
+    notes = ["positions interpolated by timm for other grids (bicubic, antialias)"]
+    if isinstance(vit.norm, nn.Identity):
+        notes.append("no final norm before its pooling: tokens as the blocks give them")
+    return Built(backbone=TimmBackbone(vit), arch_name=name, account=keys.account(*notes))
 
 
 def _create(name: str, weights: Mapping[str, Tensor], source: str) -> Any:

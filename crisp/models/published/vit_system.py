@@ -1,4 +1,4 @@
-"""What the loaders of plain Vision Transformers share: their names for tensors, and the way from a file to a backbone."""
+"""What the loaders of plain Vision Transformers share: names of tensors, and the way from a file to a backbone."""
 
 import re
 from collections.abc import Mapping

@@ -60,8 +60,6 @@ OFFICIAL = [
     ("webdino", webdino(1024, 24), {}, "ViT-L/14", (24, 16, 224), 342),
     ("webdino", webdino(1536, 40), {}, "ViT-g/14", (40, 24, 224), 566),
     ("webdino", webdino(2688, 24), {}, "ViT-2B/14", (24, 21, 224), 342),
-    ("webdino", webdino(3072, 26), {}, "ViT-3B/14", (26, 24, 224), 370),
-    ("webdino", webdino(3584, 32), {}, "ViT-5B/14", (32, 28, 224), 454),
     ("webdino", webdino(4096, 32, 378), {}, "ViT-7B/14", (32, 32, 378), 454),
     ("webdino", webdino(4096, 32, 518), {}, "ViT-7B/14", (32, 32, 518), 454),
     ("webdino", layouts.dinov2_teacher(webdino(2688, 24)), {}, "ViT-2B/14", (24, 21, 224), 342),
@@ -209,11 +207,28 @@ def test_dinov2_has_timms_features(tmp_path: Path, registers: int, gated: bool) 
     assert again.fingerprint == model.fingerprint
 
 
-def test_dino_of_full_size_has_timms_features(tmp_path: Path) -> None:
-    weights = layouts.filled(VIT_S16)
-    torch.save(weights, tmp_path / "dino_deitsmall16_pretrain.pth")
-    model = load_frozen(f"dino:{tmp_path}/dino_deitsmall16_pretrain.pth", device=CPU)
-    vit: Any = timm.create_model("vit_small_patch16_224", num_classes=0).eval()
+def test_a_published_size_has_timms_features(tmp_path: Path) -> None:
+    weights = layouts.filled(layouts.vit(192, 12, 16, 224))
+    torch.save(weights, tmp_path / "dino.pth")
+    model = load_frozen(f"dino:{tmp_path}/dino.pth", device=CPU)
+    assert model.name == "DINO ViT-Ti/16"
+    vit: Any = timm.create_model("vit_tiny_patch16_224", num_classes=0).eval()
     vit.load_state_dict(weights)
     with torch.no_grad():
         same_tokens(model.backbone, vit, torch.randn(1, 3, 224, 224))
+
+
+def test_heads_of_published_widths() -> None:
+    """As the constructors of each system's code have them; `layouts` names the code."""
+    published = {
+        "dino": {192: 3, 384: 6, 768: 12},
+        "ibot": {384: 6, 768: 12, 1024: 16},
+        "mae": {768: 12, 1024: 16, 1280: 16},
+        "ijepa": {768: 12, 1024: 16, 1280: 16, 1408: 16},
+        "dinov2": {384: 6, 768: 12, 1024: 16, 1536: 24},
+        "webdino": {1024: 16, 1536: 24, 2688: 21, 3072: 24, 3584: 28, 4096: 32},
+    }
+    for name, widths in published.items():
+        system = SYSTEMS[name]
+        assert isinstance(system, VitSystem)
+        assert {width: system.heads(width) for width in widths} == widths, name

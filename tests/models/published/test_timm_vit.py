@@ -78,10 +78,9 @@ def test_tokens_are_timms(name: str, tmp_path: Path) -> None:
     assert backbone.vit.blocks[-1].attn.fused_attn  # as it was
 
 
+@pytest.mark.usefixtures("narrow")
 def test_another_grid_and_the_classifier(tmp_path: Path) -> None:
     """A file of another image size than the named model's; its classifier is left out."""
-    vit: Any = timm.create_model("vit_tiny_patch16_224", img_size=96, depth=2).eval().requires_grad_(False)
-    weights = {f"module.{key}": value for key, value in vit.state_dict().items() if not key.startswith("blocks.")}
     full = timm.create_model("vit_tiny_patch16_224", img_size=96).eval().requires_grad_(False)
     torch.save({"state_dict": {f"module.{key}": value for key, value in full.state_dict().items()}}, tmp_path / "w.pth")
     model = load_frozen(f"timm:vit_tiny_patch16_224@{tmp_path}/w.pth", device=CPU)
@@ -89,11 +88,13 @@ def test_another_grid_and_the_classifier(tmp_path: Path) -> None:
     assert "2 its classifier" in model.account
     images = torch.randn(1, 3, 96, 96)
     torch.testing.assert_close(model.backbone(images)[0].cls, full.forward_features(images)[:, 0])
-    torch.save(weights, tmp_path / "cut.pth")
+    cut = {key: value for key, value in full.state_dict().items() if not key.startswith("blocks.")}
+    torch.save(cut, tmp_path / "cut.pth")
     with pytest.raises(CrispError, match=r"not the keys of timm's vit_tiny_patch16_224: the file lacks blocks\.0"):
         load_frozen(f"timm:vit_tiny_patch16_224@{tmp_path}/cut.pth", device=CPU)
 
 
+@pytest.mark.usefixtures("narrow")
 def test_pretrained_weights_come_through_timm(monkeypatch: pytest.MonkeyPatch) -> None:
     """`timm:NAME` without the network: the download stands in for itself."""
     vit: Any = timm.create_model("vit_tiny_patch16_224").eval().requires_grad_(False)
@@ -105,15 +106,20 @@ def test_pretrained_weights_come_through_timm(monkeypatch: pytest.MonkeyPatch) -
     torch.testing.assert_close(model.backbone(images)[0].cls, vit.forward_features(images)[:, 0])
 
 
-def test_refusals(tmp_path: Path) -> None:
-    weights = layouts.filled(layouts.vit(192, 12, 16, 224))
+@pytest.mark.usefixtures("narrow")
+def test_refusals() -> None:
+    weights = layouts.filled(layouts.vit(128, 2, 16, 224))
     for name, change, words in (
         ("vit_none", {}, "timm has no model vit_none"),
         ("resnet18", {}, "resnet18 is no plain Vision Transformer"),
         ("vit_relpos_small_patch16_224", {}, "is no plain Vision Transformer"),
-        ("vit_tiny_patch16_224", {"norm.bias": torch.full((192,), torch.nan)}, "norm.bias holds NaN"),
+        ("vit_tiny_patch16_224", {"norm.bias": torch.full((128,), torch.nan)}, "norm.bias holds NaN"),
         ("vit_tiny_patch16_224", {"wings": torch.zeros(1)}, "the file has wings, which it lacks"),
-        ("vit_small_patch16_224", {}, "cls_token is 1×1×192 there and 1×1×384 in timm's vit_small_patch16_224"),
+        (
+            "vit_tiny_patch16_224",
+            {"cls_token": torch.zeros(1, 1, 64)},
+            "cls_token is 1×1×64 there and 1×1×128 in timm's vit_tiny_patch16_224; name another model",
+        ),
     ):
         with pytest.raises(CrispError, match=words) as caught:
             build_timm(name, weights | change, source="timm:x")

@@ -1,0 +1,169 @@
+"""CAPI (Darcet et al., 2025): a pre-norm ViT without CLS token, with registers and rotary positions.
+
+After https://github.com/facebookresearch/capi, `model.py` at 98b4fa17ee8eec8810c17022df9a27a44845368b. Its position is
+only in its attention: each head turns the pairs of its queries and keys by an angle that is linear in (row, column),
+both from 0 to 1 over the image, so a grid of any size needs no resizing. Registers come first and lie on the image's
+edge. The final norm has no weights.
+
+Axes: B images, r registers, n patches, N = r + n, D width, h heads, d = D / h.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from crisp.errors import CrispError
+from crisp.models.frozen import BlockTokens, FrozenBackbone
+
+NORM_EPS = 1e-5
+MLP_RATIO = 4
+
+
+def patch_coordinates(rows: int, columns: int, *, like: Tensor) -> Tensor:
+    """(row, column) of each patch, from 0 at the first to 1 at the last.
+
+    Args:
+        rows, columns: of the grid; where there is one, its coordinate is 0.
+        like: whose dtype and device the result has.
+
+    Returns:
+        [n, 2], row by row.
+    """
+    row = torch.linspace(0, 1, rows, dtype=like.dtype, device=like.device)
+    column = torch.linspace(0, 1, columns, dtype=like.dtype, device=like.device)
+    return torch.stack(torch.meshgrid(row, column, indexing="ij"), dim=-1).flatten(0, 1)
+
+
+def register_coordinates(count: int, patches: Tensor) -> Tensor:
+    """(row, column) of the registers: evenly along the edge of the patches' rectangle, once around from its first.
+
+    Args:
+        count: r, a multiple of 4.
+        patches: [n, 2].
+
+    Returns:
+        [r, 2].
+    """
+    along = torch.arange(count // 4, dtype=patches.dtype, device=patches.device) / (count // 4)
+    start, end = torch.zeros_like(along), torch.ones_like(along)
+    sides = [(along, start), (end, along), (1 - along, end), (start, 1 - along)]
+    unit = torch.cat([torch.stack(side, dim=-1) for side in sides])
+    first, last = patches.amin(dim=0), patches.amax(dim=0)
+    return first + unit * (last - first)
+
+
+def rotate(x: Tensor, angle: Tensor) -> Tensor:
+    """Turn the pairs (x[j], x[j + d/2]) by their angles.
+
+    Args:
+        x: [B, h, N, d].
+        angle: [N, d] in radians; both of a pair have the same in CAPI's files, which the rotation does not need.
+
+    Returns:
+        [B, h, N, d].
+    """
+    first, second = x.chunk(2, dim=-1)
+    return x * angle.cos() + torch.cat([-second, first], dim=-1) * angle.sin()
+
+
+class CapiAttention(nn.Module):
+    """Self-attention without biases. `freqs` [2, d] is the angle per unit of (row, column): a buffer of the file."""
+
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.q_proj = nn.Linear(dim, dim, bias=False)
+        self.k_proj = nn.Linear(dim, dim, bias=False)
+        self.v_proj = nn.Linear(dim, dim, bias=False)
+        self.proj = nn.Linear(dim, dim, bias=False)
+        self.freqs = nn.Parameter(torch.zeros(2, dim // heads))
+
+    def forward(self, x: Tensor, coordinates: Tensor) -> Tensor:
+        """Tokens [B, N, D] at coordinates [N, 2] → [B, N, D]."""
+        # Products and a sum, no matrix product: autocast leaves these angles, of up to 44 radians, in float32.
+        angle = coordinates[:, :1] * self.freqs[0] + coordinates[:, 1:] * self.freqs[1]  # [N, d]
+        query, key, value = (
+            layer(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # [B, h, N, d]
+            for layer in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        query, key = rotate(query, angle).to(value.dtype), rotate(key, angle).to(value.dtype)
+        mixed = F.scaled_dot_product_attention(query, key, value)
+        out: Tensor = self.proj(mixed.transpose(1, 2).flatten(2))
+        return out
+
+
+class CapiMlp(nn.Module):
+    """Two layers without biases."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, MLP_RATIO * dim, bias=False)
+        self.fc2 = nn.Linear(MLP_RATIO * dim, dim, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, N, D] → [B, N, D]."""
+        out: Tensor = self.fc2(F.gelu(self.fc1(x)))
+        return out
+
+
+class CapiBlock(nn.Module):
+    """Attention, then an MLP, each after an RMSNorm and added to its input."""
+
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        self.norm1 = nn.RMSNorm(dim, eps=NORM_EPS)
+        self.attn = CapiAttention(dim, heads)
+        self.norm2 = nn.RMSNorm(dim, eps=NORM_EPS)
+        self.mlp = CapiMlp(dim)
+
+    def forward(self, x: Tensor, coordinates: Tensor) -> Tensor:
+        """Tokens [B, N, D] at coordinates [N, 2] → [B, N, D]."""
+        x = x + self.attn(self.norm1(x), coordinates)
+        return x + self.mlp(self.norm2(x))
+
+
+class CapiBackbone(FrozenBackbone):
+    """CAPI's encoder. Its decoder, which only predicts clusters in pre-training, is not part of it.
+
+    Args:
+        dim, depth, heads, patch_px: of the network.
+        registers: how many, a multiple of 4.
+    """
+
+    mean = (0.485, 0.456, 0.406)
+    std = (0.229, 0.224, 0.225)
+    native_px = 224
+    """What it was trained at; its positions fit any grid"""
+
+    def __init__(self, *, dim: int, depth: int, heads: int, patch_px: int, registers: int) -> None:
+        super().__init__()
+        self.dim, self.depth, self.patch_px = dim, depth, patch_px
+        self.patch_embed = nn.Conv2d(3, dim, kernel_size=patch_px, stride=patch_px)
+        self.registers = nn.Parameter(torch.zeros(1, registers, dim))
+        self.blocks = nn.ModuleList(CapiBlock(dim, heads) for _ in range(depth))
+        self.norm = nn.RMSNorm(dim, eps=NORM_EPS, elementwise_affine=False)
+
+    def forward(self, images: Tensor, *, last: int = 1) -> list[BlockTokens]:
+        """As `FrozenBackbone.forward`; there is no CLS token, and registers are left out."""
+        grid = self.patch_embed(images)  # [B, D, rows, columns]
+        # in the weights' type, whatever autocast makes of the grid: in bfloat16 an angle would be .1 radians off
+        patches = patch_coordinates(grid.shape[2], grid.shape[3], like=self.blocks[0].attn.freqs)
+        registers = self.registers.shape[1]
+        coordinates = torch.cat([register_coordinates(registers, patches), patches])
+        x = torch.cat([self.registers.expand(len(images), -1, -1), grid.flatten(2).transpose(1, 2)], dim=1)
+        outputs: list[BlockTokens] = []
+        for index, block in enumerate(self.blocks):
+            x = block(x, coordinates)
+            if index >= self.depth - last:
+                outputs.append(BlockTokens(cls=None, patches=self.norm(x)[:, registers:]))
+        return outputs
+
+    def cls_attention(self, images: Tensor) -> Tensor:
+        """CAPI has no CLS token.
+
+        Raises:
+            CrispError: always.
+        """
+        raise CrispError(
+            "CAPI has no CLS token, so there is no attention of it to show; take a model that has one, such as DINO"
+        )

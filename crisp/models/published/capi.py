@@ -1,12 +1,18 @@
 """CAPI (Darcet et al., 2025): a pre-norm ViT without CLS token, with registers and rotary positions.
 
-After https://github.com/facebookresearch/capi, `model.py` at 98b4fa17ee8eec8810c17022df9a27a44845368b. Its position is
-only in its attention: each head turns the pairs of its queries and keys by an angle that is linear in (row, column),
-both from 0 to 1 over the image, so a grid of any size needs no resizing. Registers come first and lie on the image's
-edge. The final norm has no weights.
+After https://github.com/facebookresearch/capi, `model.py` at 98b4fa17ee8eec8810c17022df9a27a44845368b; with random
+weights of four blocks of ViT-L/14 both give the same bits, in float32 and float64, at 224×224 and 140×224 px. A position
+is only in the attention: each head turns pairs of channels of its queries and keys by an angle that is linear in
+(row, column), both from 0 to 1 over the image, so that a grid of any size needs no resizing. Registers come first and
+lie on the image's edge, as in all published models (a file does not say). The final norm has no weights. What CAPI's own
+evaluation calls its global representation is the mean of its decoder's output, no token, and is not made here.
 
 Axes: B images, r registers, n patches, N = r + n, D width, h heads, d = D / h.
 """
+
+import re
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,9 +20,30 @@ from torch.nn import functional as F
 
 from crisp.errors import CrispError
 from crisp.models.frozen import BlockTokens, FrozenBackbone
+from crisp.models.published.keys import KeyRules, own_copy, sort_keys
+from crisp.models.published.positions import check_last, patch_grid
+from crisp.models.published.system import Built, System
+from crisp.models.published.vit import IMAGENET_MEAN, IMAGENET_STD, check_weights
+from crisp.models.published.vit_system import arch_name
 
 NORM_EPS = 1e-5
 MLP_RATIO = 4
+
+_BLOCK = r"(?:backbone\.)?encoder\.blocks\.(\d+)\."
+_KEYS = KeyRules(
+    weights=(
+        (r"(?:backbone\.)?(registers|patch_embed\.(?:weight|bias))", r"\1"),
+        (rf"{_BLOCK}residual([12])\.norm\.weight", r"blocks.\1.norm\2.weight"),
+        (rf"{_BLOCK}residual1\.fn\.rope\.freqs", r"blocks.\1.attn.freqs"),
+        (rf"{_BLOCK}residual1\.fn\.((?:[qkv]_)?proj\.weight)", r"blocks.\1.attn.\2"),
+        (rf"{_BLOCK}residual2\.fn\.(fc[12]\.weight)", r"blocks.\1.mlp.\2"),
+    ),
+    ignored=(
+        (r"(?:backbone\.)?decoder\..*", "of the decoder, which predicts clusters in pre-training"),
+        (r"(?:backbone\.)?mask_token", "of the decoder's input"),
+        (r"head\.last_layer\.weight_[gv]", "of the cluster head"),
+    ),
+)
 
 
 def patch_coordinates(rows: int, columns: int, *, like: Tensor) -> Tensor:
@@ -130,14 +157,15 @@ class CapiBackbone(FrozenBackbone):
         registers: how many, a multiple of 4.
     """
 
-    mean = (0.485, 0.456, 0.406)
-    std = (0.229, 0.224, 0.225)
+    mean = IMAGENET_MEAN
+    std = IMAGENET_STD
     native_px = 224
     """What it was trained at; its positions fit any grid"""
 
     def __init__(self, *, dim: int, depth: int, heads: int, patch_px: int, registers: int) -> None:
         super().__init__()
         self.dim, self.depth, self.patch_px = dim, depth, patch_px
+        self.facts = {"heads": heads, "positions": "rotary", "eps": NORM_EPS}
         self.patch_embed = nn.Conv2d(3, dim, kernel_size=patch_px, stride=patch_px)
         self.registers = nn.Parameter(torch.zeros(1, registers, dim))
         self.blocks = nn.ModuleList(CapiBlock(dim, heads) for _ in range(depth))
@@ -145,12 +173,14 @@ class CapiBackbone(FrozenBackbone):
 
     def forward(self, images: Tensor, *, last: int = 1) -> list[BlockTokens]:
         """As `FrozenBackbone.forward`; there is no CLS token, and registers are left out."""
-        grid = self.patch_embed(images)  # [B, D, rows, columns]
-        # in the weights' type, whatever autocast makes of the grid: in bfloat16 an angle would be .1 radians off
-        patches = patch_coordinates(grid.shape[2], grid.shape[3], like=self.blocks[0].attn.freqs)
+        check_last(last, self.depth)
+        rows, columns = patch_grid(images, self.patch_px)
+        embedded = self.patch_embed(images.to(self.registers.dtype)).flatten(2).transpose(1, 2)  # [B, n, D]
+        # in the weights' type, also under autocast: in bfloat16 an angle would be off by .1 radians
+        patches = patch_coordinates(rows, columns, like=self.registers)
         registers = self.registers.shape[1]
         coordinates = torch.cat([register_coordinates(registers, patches), patches])
-        x = torch.cat([self.registers.expand(len(images), -1, -1), grid.flatten(2).transpose(1, 2)], dim=1)
+        x = torch.cat([self.registers.expand(len(images), -1, -1), embedded], dim=1)
         outputs: list[BlockTokens] = []
         for index, block in enumerate(self.blocks):
             x = block(x, coordinates)
@@ -167,3 +197,38 @@ class CapiBackbone(FrozenBackbone):
         raise CrispError(
             "CAPI has no CLS token, so there is no attention of it to show; take a model that has one, such as DINO"
         )
+
+
+class Capi(System):
+    """`capi_vitl14_*.pth`: encoder and decoder under `backbone.`, the cluster head under `head.`; or a backbone alone."""
+
+    name = "capi"
+    title = "CAPI"
+
+    def recognise(self, state: Mapping[str, Any]) -> bool:
+        """By the residual branches of its encoder."""
+        return any(re.fullmatch(rf"{_BLOCK}residual1\..*", key) for key in state)
+
+    def build(self, state: Mapping[str, Any], source: str) -> Built:
+        """See System."""
+        keys = sort_keys(state, _KEYS, source=source, system=self.title)
+        weights = {name: own_copy(tensor) for name, tensor in keys.tensors.items()}
+        for name, axes in (("patch_embed.weight", 4), ("registers", 3), ("blocks.0.attn.freqs", 2)):
+            if name not in weights or weights[name].ndim != axes:
+                raise CrispError(f"{source}: no whole encoder of CAPI (no {name} of {axes} axes); download it again")
+        dim, _, _, patch_px = weights["patch_embed.weight"].shape
+        registers = weights["registers"].shape[1]
+        if registers % 4:
+            raise CrispError(f"{source}: {registers} registers cannot lie on four edges; CAPI has a multiple of 4")
+        with torch.device("meta"):
+            backbone = CapiBackbone(
+                dim=dim,
+                depth=1 + max(int(match[1]) for name in weights if (match := re.match(r"blocks\.(\d+)\.", name))),
+                heads=max(1, dim // weights["blocks.0.attn.freqs"].shape[1]),
+                patch_px=patch_px,
+                registers=registers,
+            )
+        check_weights(weights, backbone, source)
+        backbone.load_state_dict(weights, assign=True)
+        backbone.eval().requires_grad_(False)
+        return Built(backbone, arch_name(backbone), keys.account("rotary positions fit any grid"))

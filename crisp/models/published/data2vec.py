@@ -1,22 +1,46 @@
 """Data2Vec 2.0 (Baevski et al., 2022): a post-norm ViT with fixed positions and a CLS token that has none.
 
 After https://github.com/facebookresearch/fairseq, `examples/data2vec/models` at
-3d262bb25690e4eb2e7d3c1309b1e9c406ca4b99. Patches get their sine and cosine positions, CLS comes first, all go through a
+3d262bb25690e4eb2e7d3c1309b1e9c406ca4b99; with random weights of ViT-B/16 and of two blocks of ViT-L/16 and ViT-H/14,
+features of that code and of this one differ by at most 4e-6 in float32, and by 2e-14 in float64 (with its softmax in
+float64, too). Patches get their sine and cosine positions, CLS comes first, all go through a
 norm, and then through blocks that norm *after* each branch was added. So the last norm is in the last block, and
 what a block puts out is normed already.
 
 Axes: B images, n patches, N = 1 + n, D width, h heads, d = D / h.
 """
 
+import re
+from collections.abc import Mapping
+from typing import Any
+
 import torch
-from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from crisp.errors import CrispError
 from crisp.models.frozen import BlockTokens, FrozenBackbone
+from crisp.models.published.keys import KeyRules, flatten, own_copy, sort_keys
+from crisp.models.published.positions import PositionRule, check_last, grid_side, patch_grid, resize_positions
+from crisp.models.published.system import Built, System
+from crisp.models.published.vit import IMAGENET_MEAN, IMAGENET_STD, check_weights
+from crisp.models.published.vit_system import arch_name
 
 NORM_EPS = 1e-6
 MLP_RATIO = 4
+POSITIONS: PositionRule = "size, antialias"
+"""fairseq's code has one grid only; this is how CAPI's evaluation of Data2Vec 2.0, through timm, makes others"""
+HEADS = {768: 12, 1024: 16, 1280: 16}
+"""Of a width, in the published configurations; for files that do not hold theirs"""
+
+_IMAGE = r"modality_encoders\.IMAGE\."
+_LAYER = r"((?:norm[12]|attn\.(?:qkv|proj)|mlp\.fc[12])\.(?:weight|bias))"
+_UNLIKE = {
+    r"model\.model\..*|.*\.head\.(weight|bias)": "a classifier around it, so it was fine-tuned",
+    r".*modality_encoders\.(?!IMAGE\.).*": "a modality other than images",
+    r".*\.(alibi_scale|alibi_bias)": "ALiBi positions",
+    r"(model\.)?norm\..*": "a norm after its blocks, so they norm first",
+}
 
 
 class PostNormAttention(nn.Module):
@@ -75,22 +99,27 @@ class Data2VecBackbone(FrozenBackbone):
     """The image encoder of Data2Vec 2.0: the blocks of its modality and those that modalities share, one after another.
 
     Args:
-        dim, depth, heads, patch_px: of the network; `depth` counts both kinds of blocks.
+        dim, heads, patch_px: of the network.
+        image_blocks: how many blocks of its own the modality has.
+        shared_blocks: how many follow.
         side: of the square grid of positions, in patches.
     """
 
-    mean = (0.485, 0.456, 0.406)
-    std = (0.229, 0.224, 0.225)
+    mean = IMAGENET_MEAN
+    std = IMAGENET_STD
 
-    def __init__(self, *, dim: int, depth: int, heads: int, patch_px: int, side: int) -> None:
+    def __init__(
+        self, *, dim: int, image_blocks: int, shared_blocks: int, heads: int, patch_px: int, side: int
+    ) -> None:
         super().__init__()
-        self.dim, self.depth, self.patch_px, self.native_px = dim, depth, patch_px, patch_px * side
-        self.side = side
+        self.dim, self.depth, self.patch_px, self.native_px = dim, image_blocks + shared_blocks, patch_px, patch_px * side
+        self.facts = {"heads": heads, "positions": POSITIONS, "eps": NORM_EPS}
         self.patch_embed = nn.Conv2d(3, dim, kernel_size=patch_px, stride=patch_px)
         self.pos_embed = nn.Parameter(torch.zeros(1, side * side, dim))
         self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
         self.norm_pre = nn.LayerNorm(dim, eps=NORM_EPS)
-        self.blocks = nn.ModuleList(PostNormBlock(dim, heads) for _ in range(depth))
+        self.image_blocks = nn.ModuleList(PostNormBlock(dim, heads) for _ in range(image_blocks))
+        self.shared_blocks = nn.ModuleList(PostNormBlock(dim, heads) for _ in range(shared_blocks))
 
     def tokens(self, images: Tensor) -> Tensor:
         """What the first block is given.
@@ -101,20 +130,17 @@ class Data2VecBackbone(FrozenBackbone):
         Returns:
             [B, 1 + n, D], CLS first.
         """
-        grid = self.patch_embed(images)  # [B, D, rows, columns]
-        positions = self.pos_embed
-        if tuple(grid.shape[2:]) != (self.side, self.side):
-            # fairseq has one size only; this is how CAPI's evaluation of Data2Vec (through timm) resizes them
-            positions = resample_abs_pos_embed(positions, list(grid.shape[2:]), num_prefix_tokens=0)
-        patches = grid.flatten(2).transpose(1, 2) + positions
+        positions = resize_positions(self.pos_embed, patch_grid(images, self.patch_px), POSITIONS)
+        patches = self.patch_embed(images.to(positions.dtype)).flatten(2).transpose(1, 2) + positions
         x: Tensor = self.norm_pre(torch.cat([self.cls_token.expand(len(images), -1, -1), patches], dim=1))
         return x
 
     def forward(self, images: Tensor, *, last: int = 1) -> list[BlockTokens]:
         """As `FrozenBackbone.forward`; each block's own last norm is the final one."""
+        check_last(last, self.depth)
         x = self.tokens(images)
         outputs: list[BlockTokens] = []
-        for index, block in enumerate(self.blocks):
+        for index, block in enumerate([*self.image_blocks, *self.shared_blocks]):
             x = block(x)
             if index >= self.depth - last:
                 outputs.append(BlockTokens(cls=x[:, 0], patches=x[:, 1:]))
@@ -123,8 +149,112 @@ class Data2VecBackbone(FrozenBackbone):
     def cls_attention(self, images: Tensor) -> Tensor:
         """As `FrozenBackbone.cls_attention`."""
         x = self.tokens(images)
-        for block in self.blocks[:-1]:
+        *blocks, last = [*self.image_blocks, *self.shared_blocks]
+        for block in blocks:
             x = block(x)
-        query, key, _ = self.blocks[-1].attn.split(x)
+        query, key, _ = last.attn.split(x)
         logits = query[:, :, :1] @ key.transpose(-2, -1) * query.shape[-1] ** -0.5  # [B, h, 1, N]
         return logits.softmax(dim=-1)[:, :, 0, 1:]
+
+
+class Data2Vec(System):
+    """`base_imagenet.pt`, `large_imagenet.pt`, `huge_imagenet.pt`: checkpoints of fairseq, the student in `model`.
+
+    The student is what fairseq itself goes on with; its moving average, the teacher, is in `model._ema`.
+    """
+
+    name = "data2vec2"
+    title = "Data2Vec 2.0"
+    taken = ""
+    """What stands before the keys of the network that is read"""
+
+    def recognise(self, state: Mapping[str, Any]) -> bool:
+        """By its modality encoders."""
+        return any("modality_encoders." in key for key in flatten(state))
+
+    def build(self, state: Mapping[str, Any], source: str) -> Built:
+        """See System."""
+        flat = flatten(flatten(state))  # model._ema is a mapping within one
+        for pattern, what in _UNLIKE.items():
+            for key in flat:
+                if re.fullmatch(pattern, key):
+                    raise CrispError(f"{source}: it has {what} ({key}); give a pre-trained image model of {self.title}")
+        keys = sort_keys(flat, self._rules(), source=source, system=self.title)
+        weights = {name: own_copy(tensor) for name, tensor in keys.tensors.items()}
+        for name, axes in (("patch_embed.weight", 4), ("pos_embed", 3)):
+            if name not in weights or weights[name].ndim != axes:
+                raise CrispError(f"{source}: no whole network in it (no {name} of {axes} axes); download it again")
+        dim, _, _, patch_px = weights["patch_embed.weight"].shape
+        heads, whence = _heads(state, dim, source)
+        with torch.device("meta"):
+            backbone = Data2VecBackbone(
+                dim=dim,
+                image_blocks=_count(weights, "image_blocks"),
+                shared_blocks=_count(weights, "shared_blocks"),
+                heads=heads,
+                patch_px=patch_px,
+                side=grid_side(weights["pos_embed"].shape[1], source=source),
+            )
+        check_weights(weights, backbone, source)
+        backbone.load_state_dict(weights, assign=True)
+        backbone.eval().requires_grad_(False)
+        return Built(backbone, arch_name(backbone), keys.account(f"{heads} heads {whence}"))
+
+    def _rules(self) -> KeyRules:
+        start = rf"(?:model\.)?{self.taken}"
+        return KeyRules(
+            weights=(
+                (rf"{start}{_IMAGE}extra_tokens", "cls_token"),
+                (rf"{start}{_IMAGE}fixed_positional_encoder\.positions", "pos_embed"),
+                (rf"{start}{_IMAGE}local_encoder\.proj\.(weight|bias)", r"patch_embed.\1"),
+                (rf"{start}{_IMAGE}context_encoder\.norm\.(weight|bias)", r"norm_pre.\1"),
+                (rf"{start}{_IMAGE}context_encoder\.blocks\.(\d+)\.{_LAYER}", r"image_blocks.\1.\2"),
+                (rf"{start}blocks\.(\d+)\.{_LAYER}", r"shared_blocks.\1.\2"),
+            ),
+            ignored=(
+                (rf"(?:model\.)?({_IMAGE}decoder|shared_decoder|recon_proj)\..*", "of decoders, which pre-training alone uses"),
+                self._other_network(),
+                (r"cfg", "its configuration, but for the heads"),
+                (
+                    r"args|(criterion|optimizer_history|task_state|extra_state|last_optimizer_state|fsdp_metadata)(\..*)?",
+                    "state of its run",
+                ),
+            ),
+        )
+
+    def _other_network(self) -> tuple[str, str]:
+        return r"(?:model\.)?_ema\..*", "of the moving average, which data2vec2-ema:FILE takes"
+
+
+class Data2VecEma(Data2Vec):
+    """The same files; the teacher is read, the student's moving average."""
+
+    name = "data2vec2-ema"
+    title = "Data2Vec 2.0 (EMA)"
+    taken = r"_ema\."
+
+    def recognise(self, state: Mapping[str, Any]) -> bool:
+        """Never: such a file holds both networks, and the other is read unless this one is named."""
+        return False
+
+    def _other_network(self) -> tuple[str, str]:
+        return r"(?:model\.)?(?!_ema\.)(modality_encoders|blocks)\..*", "of the student, which data2vec2:FILE takes"
+
+
+def _count(weights: Mapping[str, Tensor], blocks: str) -> int:
+    return 1 + max((int(match[1]) for name in weights if (match := re.match(rf"{blocks}\.(\d+)\.", name))), default=-1)
+
+
+def _heads(state: Mapping[str, Any], dim: int, source: str) -> tuple[int, str]:
+    """Number of attention heads, and where it is from."""
+    config = state.get("cfg")
+    model = config.get("model") if isinstance(config, Mapping) else None
+    heads = model.get("num_heads") if isinstance(model, Mapping) else None
+    if isinstance(heads, int) and heads > 0 and dim % heads == 0:
+        return heads, "as its configuration says"
+    if dim not in HEADS:
+        raise CrispError(
+            f"{source}: the number of attention heads of width {dim} is not known, and the file has no "
+            f"cfg.model.num_heads that divides it; give the whole checkpoint"
+        )
+    return HEADS[dim], "as published for its width"

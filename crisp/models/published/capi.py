@@ -1,11 +1,12 @@
 """CAPI (Darcet et al., 2025): a pre-norm ViT without CLS token, with registers and rotary positions.
 
 After https://github.com/facebookresearch/capi, `model.py` at 98b4fa17ee8eec8810c17022df9a27a44845368b; with random
-weights of four blocks of ViT-L/14 both give the same bits, in float32 and float64, at 224×224 and 140×224 px. A position
-is only in the attention: each head turns pairs of channels of its queries and keys by an angle that is linear in
-(row, column), both from 0 to 1 over the image, so that a grid of any size needs no resizing. Registers come first and
-lie on the image's edge, as in all published models (a file does not say). The final norm has no weights. What CAPI's own
-evaluation calls its global representation is the mean of its decoder's output, no token, and is not made here.
+weights of four blocks of ViT-L/14 both give the same bits, in float32 and in float64, at 224×224 and 140×224 px.
+
+Positions are in the attention alone: it mixes pairs of channels of queries and keys by angles that are linear in (row,
+column), both from 0 to 1 over the image, so that any grid fits. Registers come first and lie on the image's edge, as in
+all published models (a file does not say). The final norm has no weights. What CAPI's own classification takes for a
+global representation is the mean of its decoder's output; that is no token, and not made here.
 
 Axes: B images, r registers, n patches, N = r + n, D width, h heads, d = D / h.
 """
@@ -79,12 +80,15 @@ def register_coordinates(count: int, patches: Tensor) -> Tensor:
     return first + unit * (last - first)
 
 
-def rotate(x: Tensor, angle: Tensor) -> Tensor:
-    """Turn the pairs (x[j], x[j + d/2]) by their angles.
+def turn(x: Tensor, angle: Tensor) -> Tensor:
+    """Mix the pairs (x[j], x[j + d/2]) by their angles.
+
+    In CAPI's files the first of a pair has the angle of its row and the second that of its column, so that this is no
+    rotation, unless the two are equal. Its weights were trained with that.
 
     Args:
         x: [B, h, N, d].
-        angle: [N, d] in radians; both of a pair have the same in CAPI's files, which the rotation does not need.
+        angle: [N, d] in radians.
 
     Returns:
         [B, h, N, d].
@@ -94,7 +98,7 @@ def rotate(x: Tensor, angle: Tensor) -> Tensor:
 
 
 class CapiAttention(nn.Module):
-    """Self-attention without biases. `freqs` [2, d] is the angle per unit of (row, column): a buffer of the file."""
+    """Self-attention without biases. `freqs` [2, d] are the angles per unit of (row, column), which training left alone."""
 
     def __init__(self, dim: int, heads: int) -> None:
         super().__init__()
@@ -113,7 +117,7 @@ class CapiAttention(nn.Module):
             layer(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # [B, h, N, d]
             for layer in (self.q_proj, self.k_proj, self.v_proj)
         )
-        query, key = rotate(query, angle).to(value.dtype), rotate(key, angle).to(value.dtype)
+        query, key = turn(query, angle).to(value.dtype), turn(key, angle).to(value.dtype)
         mixed = F.scaled_dot_product_attention(query, key, value)
         out: Tensor = self.proj(mixed.transpose(1, 2).flatten(2))
         return out
@@ -200,7 +204,7 @@ class CapiBackbone(FrozenBackbone):
 
 
 class Capi(System):
-    """`capi_vitl14_*.pth`: encoder and decoder under `backbone.`, the cluster head under `head.`; or a backbone alone."""
+    """`capi_vitl14_*.pth`: encoder and decoder under `backbone.`, a cluster head under `head.`; or the former alone."""
 
     name = "capi"
     title = "CAPI"

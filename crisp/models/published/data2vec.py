@@ -112,7 +112,12 @@ class Data2VecBackbone(FrozenBackbone):
         self, *, dim: int, image_blocks: int, shared_blocks: int, heads: int, patch_px: int, side: int
     ) -> None:
         super().__init__()
-        self.dim, self.depth, self.patch_px, self.native_px = dim, image_blocks + shared_blocks, patch_px, patch_px * side
+        self.dim, self.depth, self.patch_px, self.native_px = (
+            dim,
+            image_blocks + shared_blocks,
+            patch_px,
+            patch_px * side,
+        )
         self.facts = {"heads": heads, "positions": POSITIONS, "eps": NORM_EPS}
         self.patch_embed = nn.Conv2d(3, dim, kernel_size=patch_px, stride=patch_px)
         self.pos_embed = nn.Parameter(torch.zeros(1, side * side, dim))
@@ -120,6 +125,11 @@ class Data2VecBackbone(FrozenBackbone):
         self.norm_pre = nn.LayerNorm(dim, eps=NORM_EPS)
         self.image_blocks = nn.ModuleList(PostNormBlock(dim, heads) for _ in range(image_blocks))
         self.shared_blocks = nn.ModuleList(PostNormBlock(dim, heads) for _ in range(shared_blocks))
+
+    @property
+    def blocks(self) -> list[Any]:
+        """All of them, in the order in which they run."""
+        return [*self.image_blocks, *self.shared_blocks]
 
     def tokens(self, images: Tensor) -> Tensor:
         """What the first block is given.
@@ -140,7 +150,7 @@ class Data2VecBackbone(FrozenBackbone):
         check_last(last, self.depth)
         x = self.tokens(images)
         outputs: list[BlockTokens] = []
-        for index, block in enumerate([*self.image_blocks, *self.shared_blocks]):
+        for index, block in enumerate(self.blocks):
             x = block(x)
             if index >= self.depth - last:
                 outputs.append(BlockTokens(cls=x[:, 0], patches=x[:, 1:]))
@@ -149,24 +159,51 @@ class Data2VecBackbone(FrozenBackbone):
     def cls_attention(self, images: Tensor) -> Tensor:
         """As `FrozenBackbone.cls_attention`."""
         x = self.tokens(images)
-        *blocks, last = [*self.image_blocks, *self.shared_blocks]
-        for block in blocks:
+        for block in self.blocks[:-1]:
             x = block(x)
-        query, key, _ = last.attn.split(x)
+        query, key, _ = self.blocks[-1].attn.split(x)
         logits = query[:, :, :1] @ key.transpose(-2, -1) * query.shape[-1] ** -0.5  # [B, h, 1, N]
         return logits.softmax(dim=-1)[:, :, 0, 1:]
 
 
-class Data2Vec(System):
-    """`base_imagenet.pt`, `large_imagenet.pt`, `huge_imagenet.pt`: checkpoints of fairseq, the student in `model`.
+def _rules(network: str, other: tuple[str, str]) -> KeyRules:
+    """Of files from which one network is taken.
 
-    The student is what fairseq itself goes on with; its moving average, the teacher, is in `model._ema`.
+    Args:
+        network: pattern of what stands before its keys, without the wrapping `model.`.
+        other: pattern of the other network's keys, and why they are ignored.
+    """
+    start = rf"(?:model\.)?{network}"
+    decoders = rf"(?:model\.)?(?:{_IMAGE}decoder|shared_decoder|recon_proj)\..*"
+    run = r"args|(?:criterion|optimizer_history|task_state|extra_state|last_optimizer_state|fsdp_metadata)(?:\..*)?"
+    return KeyRules(
+        weights=(
+            (rf"{start}{_IMAGE}extra_tokens", "cls_token"),
+            (rf"{start}{_IMAGE}fixed_positional_encoder\.positions", "pos_embed"),
+            (rf"{start}{_IMAGE}local_encoder\.proj\.(weight|bias)", r"patch_embed.\1"),
+            (rf"{start}{_IMAGE}context_encoder\.norm\.(weight|bias)", r"norm_pre.\1"),
+            (rf"{start}{_IMAGE}context_encoder\.blocks\.(\d+)\.{_LAYER}", r"image_blocks.\1.\2"),
+            (rf"{start}blocks\.(\d+)\.{_LAYER}", r"shared_blocks.\1.\2"),
+        ),
+        ignored=(
+            (decoders, "of decoders, which only pre-training uses"),
+            other,
+            (r"cfg", "its configuration, but for the number of heads"),
+            (run, "state of its run"),
+        ),
+    )
+
+
+class Data2Vec(System):
+    """`base_imagenet.pt`, `large_imagenet.pt`, `huge_imagenet.pt`: checkpoints of fairseq, networks in `model`.
+
+    The student is taken, with which fairseq's own fine-tuning starts; the teacher, its moving average, is in
+    `model._ema`.
     """
 
     name = "data2vec2"
     title = "Data2Vec 2.0"
-    taken = ""
-    """What stands before the keys of the network that is read"""
+    rules = _rules("", (r"(?:model\.)?_ema\..*", "of the moving average, which data2vec2-ema:FILE takes"))
 
     def recognise(self, state: Mapping[str, Any]) -> bool:
         """By its modality encoders."""
@@ -174,16 +211,16 @@ class Data2Vec(System):
 
     def build(self, state: Mapping[str, Any], source: str) -> Built:
         """See System."""
-        flat = flatten(flatten(state))  # model._ema is a mapping within one
+        flat = flatten(flatten(state))  # `_ema` is a mapping within `model`
         for pattern, what in _UNLIKE.items():
             for key in flat:
                 if re.fullmatch(pattern, key):
-                    raise CrispError(f"{source}: it has {what} ({key}); give a pre-trained image model of {self.title}")
-        keys = sort_keys(flat, self._rules(), source=source, system=self.title)
+                    raise CrispError(f"{source}: it has {what} ({key}); give a pre-trained image model of Data2Vec 2.0")
+        keys = sort_keys(flat, self.rules, source=source, system=self.title)
         weights = {name: own_copy(tensor) for name, tensor in keys.tensors.items()}
-        for name, axes in (("patch_embed.weight", 4), ("pos_embed", 3)):
+        for name, axes in (("patch_embed.weight", 4), ("pos_embed", 3), ("shared_blocks.0.norm1.weight", 1)):
             if name not in weights or weights[name].ndim != axes:
-                raise CrispError(f"{source}: no whole network in it (no {name} of {axes} axes); download it again")
+                raise CrispError(f"{source}: no whole {self.title} (no {name} of {axes} axes); download it again")
         dim, _, _, patch_px = weights["patch_embed.weight"].shape
         heads, whence = _heads(state, dim, source)
         with torch.device("meta"):
@@ -200,45 +237,26 @@ class Data2Vec(System):
         backbone.eval().requires_grad_(False)
         return Built(backbone, arch_name(backbone), keys.account(f"{heads} heads {whence}"))
 
-    def _rules(self) -> KeyRules:
-        start = rf"(?:model\.)?{self.taken}"
-        return KeyRules(
-            weights=(
-                (rf"{start}{_IMAGE}extra_tokens", "cls_token"),
-                (rf"{start}{_IMAGE}fixed_positional_encoder\.positions", "pos_embed"),
-                (rf"{start}{_IMAGE}local_encoder\.proj\.(weight|bias)", r"patch_embed.\1"),
-                (rf"{start}{_IMAGE}context_encoder\.norm\.(weight|bias)", r"norm_pre.\1"),
-                (rf"{start}{_IMAGE}context_encoder\.blocks\.(\d+)\.{_LAYER}", r"image_blocks.\1.\2"),
-                (rf"{start}blocks\.(\d+)\.{_LAYER}", r"shared_blocks.\1.\2"),
-            ),
-            ignored=(
-                (rf"(?:model\.)?({_IMAGE}decoder|shared_decoder|recon_proj)\..*", "of decoders, which pre-training alone uses"),
-                self._other_network(),
-                (r"cfg", "its configuration, but for the heads"),
-                (
-                    r"args|(criterion|optimizer_history|task_state|extra_state|last_optimizer_state|fsdp_metadata)(\..*)?",
-                    "state of its run",
-                ),
-            ),
-        )
-
-    def _other_network(self) -> tuple[str, str]:
-        return r"(?:model\.)?_ema\..*", "of the moving average, which data2vec2-ema:FILE takes"
-
 
 class Data2VecEma(Data2Vec):
-    """The same files; the teacher is read, the student's moving average."""
+    """The same files; the teacher is taken."""
 
     name = "data2vec2-ema"
-    title = "Data2Vec 2.0 (EMA)"
-    taken = r"_ema\."
+    title = "Data2Vec 2.0 (moving average)"
+    rules = _rules(
+        r"_ema\.",
+        (r"(?:model\.)?(?!_ema\.)(?:modality_encoders|blocks)\..*", "of the student, which data2vec2:FILE takes"),
+    )
 
     def recognise(self, state: Mapping[str, Any]) -> bool:
-        """Never: such a file holds both networks, and the other is read unless this one is named."""
+        """Never: its files hold both networks, and the student is taken unless this system is named."""
         return False
 
-    def _other_network(self) -> tuple[str, str]:
-        return r"(?:model\.)?(?!_ema\.)(modality_encoders|blocks)\..*", "of the student, which data2vec2:FILE takes"
+    def build(self, state: Mapping[str, Any], source: str) -> Built:
+        """See System."""
+        if not any(re.match(r"(model\.)?_ema\.", key) for key in flatten(flatten(state))):
+            raise CrispError(f"{source}: no moving average (_ema) in it; take the student with data2vec2:{source}")
+        return super().build(state, source)
 
 
 def _count(weights: Mapping[str, Tensor], blocks: str) -> int:

@@ -242,7 +242,7 @@ class Data2VecEma(Data2Vec):
     """The same files; the teacher is taken."""
 
     name = "data2vec2-ema"
-    title = "Data2Vec 2.0 (moving average)"
+    title = "Data2Vec 2.0 EMA"
     rules = _rules(
         r"_ema\.",
         (r"(?:model\.)?(?!_ema\.)(?:modality_encoders|blocks)\..*", "of the student, which data2vec2:FILE takes"),
@@ -255,7 +255,7 @@ class Data2VecEma(Data2Vec):
     def build(self, state: Mapping[str, Any], source: str) -> Built:
         """See System."""
         if not any(re.match(r"(model\.)?_ema\.", key) for key in flatten(flatten(state))):
-            raise CrispError(f"{source}: no moving average (_ema) in it; take the student with data2vec2:{source}")
+            raise CrispError(f"{source}: no moving average (_ema) in it; take the student with data2vec2:FILE")
         return super().build(state, source)
 
 

@@ -1,7 +1,7 @@
 """CAPI (Darcet et al., 2025): a pre-norm ViT without CLS token, with registers and rotary positions.
 
 After https://github.com/facebookresearch/capi, `model.py` at 98b4fa17ee8eec8810c17022df9a27a44845368b; with random
-weights of four blocks of ViT-L/14 both give the same bits, in float32 and in float64, at 224×224 and 140×224 px.
+weights of ViT-L/14 both give the same bits (float32 at 224×224 px; four blocks also in float64 and at 140×224).
 
 Positions are in the attention alone: it mixes pairs of channels of queries and keys by angles that are linear in (row,
 column), both from 0 to 1 over the image, so that any grid fits. Registers come first and lie on the image's edge, as in
@@ -98,7 +98,7 @@ def turn(x: Tensor, angle: Tensor) -> Tensor:
 
 
 class CapiAttention(nn.Module):
-    """Self-attention without biases. `freqs` [2, d] are the angles per unit of (row, column), which training left alone."""
+    """Self-attention without biases. `freqs` [2, d], constants of the file, are angles per unit of (row, column)."""
 
     def __init__(self, dim: int, heads: int) -> None:
         super().__init__()

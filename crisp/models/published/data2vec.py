@@ -1,11 +1,13 @@
 """Data2Vec 2.0 (Baevski et al., 2022): a post-norm ViT with fixed positions and a CLS token that has none.
 
 After https://github.com/facebookresearch/fairseq, `examples/data2vec/models` at
-3d262bb25690e4eb2e7d3c1309b1e9c406ca4b99; with random weights of ViT-B/16 and of two blocks of ViT-L/16 and ViT-H/14,
-features of that code and of this one differ by at most 4e-6 in float32, and by 2e-14 in float64 (with its softmax in
-float64, too). Patches get their sine and cosine positions, CLS comes first, all go through a
-norm, and then through blocks that norm *after* each branch was added. So the last norm is in the last block, and
-what a block puts out is normed already.
+3d262bb25690e4eb2e7d3c1309b1e9c406ca4b99. With random weights of ViT-B/16 and of two blocks of ViT-L/16 and ViT-H/14, its
+features and these differ by at most 4e-6 in float32, and by 2e-14 in float64 (its softmax in float64, too). CAPI's
+evaluation loads Data2Vec 2.0 into timm (https://github.com/facebookresearch/capi, `baselines/data2vec2_loader.py`): the
+same bits as here, also at 256×256 px.
+
+Patches get their sine and cosine positions, CLS comes first, all go through a norm, and then through blocks that norm
+*after* each branch was added. So the last norm is in the last block, and what a block puts out is normed already.
 
 Axes: B images, n patches, N = 1 + n, D width, h heads, d = D / h.
 """
@@ -29,7 +31,7 @@ from crisp.models.published.vit_system import arch_name
 NORM_EPS = 1e-6
 MLP_RATIO = 4
 POSITIONS: PositionRule = "size, antialias"
-"""fairseq's code has one grid only; this is how CAPI's evaluation of Data2Vec 2.0, through timm, makes others"""
+"""fairseq's code has one grid only; this is how CAPI's evaluation, through timm, makes others"""
 HEADS = {768: 12, 1024: 16, 1280: 16}
 """Of a width, in the published configurations; for files that do not hold theirs"""
 

@@ -17,6 +17,7 @@ from crisp.errors import CrispError
 from crisp.models.frozen import FrozenBackbone
 from crisp.models.published import capi
 from crisp.models.published.capi import Capi, register_coordinates, turn
+from crisp.models.published.load import load_frozen
 from crisp.models.published.registry import SYSTEMS
 from crisp.models.weights_file import read_weights
 
@@ -38,7 +39,7 @@ def published_shapes(
         for i in range(blocks):
             block = f"backbone.{part}.blocks.{i}"
             shapes |= {
-                f"{block}.residual1.fn.{name}.weight": (dim, dim) for name in "q_proj k_proj v_proj proj".split()
+                f"{block}.residual1.fn.{name}.weight": (dim, dim) for name in ["q_proj", "k_proj", "v_proj", "proj"]
             }
             shapes |= {
                 f"{block}.residual1.norm.weight": (dim,),
@@ -179,16 +180,17 @@ def test_file_is_accounted_for_key_by_key(state: dict[str, Tensor], tmp_path: Pa
     content = read_weights(str(tmp_path / "capi.pth"))
     assert [name for name, system in SYSTEMS.items() if system.recognise(content)] == ["capi"]
 
-    built = SYSTEMS["capi"].build(content, "capi.pth")
+    model = load_frozen(str(tmp_path / "capi.pth"), device=torch.device("cpu"))
 
     kept = [key for key in state if key.startswith("backbone.") and "decoder" not in key and "mask" not in key]
-    assert len(kept) == len(built.backbone.state_dict())
-    assert f"{len(kept)} tensors loaded" in built.account
-    assert "18 of the decoder, which" in built.account
-    assert "1 of the decoder's input" in built.account
-    assert "2 of the cluster head" in built.account
-    assert not any(parameter.requires_grad for parameter in built.backbone.parameters())
-    assert not built.backbone.training
+    assert len(kept) == len(model.backbone.state_dict())
+    assert f"{len(kept)} tensors loaded" in model.account
+    assert "18 of the decoder, which" in model.account
+    assert "1 of the decoder's input" in model.account
+    assert "2 of the cluster head" in model.account
+    assert model.name == "CAPI ViT-32×3/14"
+    assert not any(parameter.requires_grad for parameter in model.backbone.parameters())
+    assert not model.backbone.training
 
 
 def test_published_size_is_read_from_shapes() -> None:

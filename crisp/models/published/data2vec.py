@@ -114,12 +114,8 @@ class Data2VecBackbone(FrozenBackbone):
         self, *, dim: int, image_blocks: int, shared_blocks: int, heads: int, patch_px: int, side: int
     ) -> None:
         super().__init__()
-        self.dim, self.depth, self.patch_px, self.native_px = (
-            dim,
-            image_blocks + shared_blocks,
-            patch_px,
-            patch_px * side,
-        )
+        self.dim, self.depth = dim, image_blocks + shared_blocks
+        self.patch_px, self.native_px = patch_px, patch_px * side
         self.facts = {"heads": heads, "positions": POSITIONS, "eps": NORM_EPS}
         self.patch_embed = nn.Conv2d(3, dim, kernel_size=patch_px, stride=patch_px)
         self.pos_embed = nn.Parameter(torch.zeros(1, side * side, dim))

@@ -297,7 +297,7 @@ class OptimConfig:
     global_batch: int = 256
     """Images per optimiser step over all ranks, a constant of a run."""
     micro_batch: int = 0
-    """Images that a rank takes at once, accumulating gradients; 0: all of its share, or on a CPU 4."""
+    """Images that a rank takes at once, accumulating gradients; 0: all of its share, on a CPU few (4 of a ViT-S)."""
     base_lr: float = 5e-4
     """Learning rate × global_batch / 256 is the peak."""
     min_lr: float = 1e-6

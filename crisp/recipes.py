@@ -126,7 +126,6 @@ def demo() -> TrainConfig:
         optim=OptimConfig(
             epochs=100,
             global_batch=32,
-            micro_batch=32,
             base_lr=8e-3,
             warmup_epochs=5,
             weight_decay=(0.04, 0.04),

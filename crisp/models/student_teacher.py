@@ -120,15 +120,27 @@ class Network(nn.Module):
         )
 
     @torch.no_grad()
-    def teach(self, global_views: Tensor, *, masked: Tensor, view_regions: Tensor | None) -> TeacherProjections:
-        """The teacher's pass: unmasked global views only; arguments as `forward`'s."""
+    def teach(
+        self,
+        global_views: Tensor,
+        *,
+        masked: Tensor,
+        view_regions: Tensor | None,
+        prototypes: dict[Kind, Tensor] | None = None,
+    ) -> TeacherProjections:
+        """The teacher's pass: unmasked global views only.
+
+        Args:
+            global_views, masked, view_regions: as `forward`'s.
+            prototypes: this network's, if they are known; computed otherwise.
+        """
         tokens = self.backbone(global_views.flatten(0, 1))
         patch = self.heads.bottlenecks("patch", tokens.patches.flatten(0, 1))  # [2·B·n, d]
         return TeacherProjections(
             cls=self.heads.bottlenecks("cls", tokens.cls).unflatten(0, global_views.shape[:2]),
             patch=patch.index_select(0, masked),
             region=self._project_regions(tokens, view_regions),
-            prototypes=self.heads.prototypes(),
+            prototypes=prototypes or self.heads.prototypes(),
             patch_sum=patch.sum(0),
             patch_count=len(patch),
         )

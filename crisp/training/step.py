@@ -17,8 +17,10 @@ from torch.nn.parallel import DistributedDataParallel
 from crisp.batch import Batch
 from crisp.config import Precision, TrainConfig
 from crisp.losses import LossTerms, TeacherStatistics, Temperatures
+from crisp.models.heads import Kind
 from crisp.models.stochastic_depth import BlockRows, draw_kept, kept_rows
 from crisp.models.student_teacher import StudentTeacher, TeacherProjections, masked_positions
+from crisp.models.vit import VisionTransformer
 from crisp.ops.regions import discover_and_warp
 from crisp.optim import (
     apply_schedule,
@@ -32,7 +34,10 @@ from crisp.regions import visible_in_both
 from crisp.schedules import StepSchedule
 from crisp.training.state import TrainState
 
-CPU_MICRO_BATCH = 4
+CPU_ACTIVATIONS_MB = 320
+"""What global views may keep for their backward pass on a CPU before a batch is taken in parts"""
+KEPT_BYTES = 44
+"""Per token, channel and block in bfloat16: residual stream 8, norms 4, q, k and v 8, attention 8, MLP 16"""
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
@@ -94,7 +99,10 @@ def train_step(state: TrainState, batch: Batch, schedule: StepSchedule) -> StepM
     apply_schedule(state.optimizer, schedule)
     # Losses are divided by counts of the whole step: the teacher sees all micro-batches before the student's first.
     with autocast(state.config.precision, state.world.device):
-        lessons = [teach(state, part, kept) for part, kept in micro_batches(state, batch, schedule.step)]
+        lessons: list[Lesson] = []
+        for part, kept in micro_batches(state, batch, schedule.step):
+            prototypes = lessons[0].teacher.prototypes if lessons else None  # the same in all of a step
+            lessons.append(teach(state, part, kept, prototypes))
         valid = [lesson.regions.valid if lesson.regions else None for lesson in lessons]
         statistics = TeacherStatistics.of_step(
             TeacherStatistics.of(lesson.teacher, v) for lesson, v in zip(lessons, valid, strict=True)
@@ -138,26 +146,38 @@ def train_step(state: TrainState, batch: Batch, schedule: StepSchedule) -> StepM
 
 def micro_batches(state: TrainState, batch: Batch, step: int) -> list[tuple[Batch, NDArray[np.bool_]]]:
     """This rank's images in parts of at most `optim.micro_batch`, as many on every rank, with what each skips."""
-    config, rates = state.config, state.networks.student.backbone.drop_rates
-    kept = draw_kept(rates, seed=config.seed, step=step, slots=state.slots, views=config.views.views)
+    config, backbone = state.config, state.networks.student.backbone
+    kept = draw_kept(backbone.drop_rates, seed=config.seed, step=step, slots=state.slots, views=config.views.views)
     largest_share = -(-config.optim.global_batch // state.world.size)
-    parts = -(-largest_share // (config.optim.micro_batch or default_micro_batch(state.world.device, largest_share)))
+    at_once = config.optim.micro_batch or default_micro_batch(config, backbone, state.world.device, largest_share)
+    parts = -(-largest_share // at_once)
     if parts == 1:
         return [(batch, kept)]
     return list(zip(batch.split(parts), np.array_split(kept, parts, axis=-1), strict=True))
 
 
-def default_micro_batch(device: torch.device, share: int) -> int:
-    """Images that a rank of `share` images takes at once.
+def default_micro_batch(config: TrainConfig, backbone: VisionTransformer, device: torch.device, share: int) -> int:
+    """Images that a rank of `share` images takes at once: all on a GPU, on a CPU what `CPU_ACTIVATIONS_MB` allows.
 
-    Few on a CPU: its cores are busy with any number, and memory falls by a quarter (benchmarks/results/step.md).
+    A CPU is as busy with few images of a ViT-S as with many, and its memory is less by a quarter
+    (benchmarks/results/step.md); a tiny model on tiny images would lose time.
     """
-    return share if device.type == "cuda" else min(share, CPU_MICRO_BATCH)
+    if device.type == "cuda":
+        return share
+    views = config.views
+    tokens = 2 * (1 + (views.global_px // views.patch_px) ** 2)
+    image_bytes = tokens * backbone.dim * len(backbone.blocks) * KEPT_BYTES
+    return min(share, max(1, round(CPU_ACTIVATIONS_MB * 1e6 / image_bytes)))
 
 
 @torch.no_grad()
-def teach(state: TrainState, batch: Batch, kept: NDArray[np.bool_]) -> Lesson:
-    """Regions of the reference, and the teacher's view of both global views, unmasked."""
+def teach(
+    state: TrainState, batch: Batch, kept: NDArray[np.bool_], prototypes: dict[Kind, Tensor] | None = None
+) -> Lesson:
+    """Regions of the reference, and the teacher's view of both global views, unmasked.
+
+    `prototypes` are the teacher's, where an earlier micro-batch of the step has made them.
+    """
     networks, device = state.networks, state.world.device
     masked = masked_positions(batch.patch_masks).to(device, non_blocking=True)
     regions = find_regions(networks, batch, state.config) if state.config.region.enabled else None
@@ -167,7 +187,9 @@ def teach(state: TrainState, batch: Batch, kept: NDArray[np.bool_]) -> Lesson:
         patch_masks=batch.patch_masks.to(device, non_blocking=True),
         masked=masked,
         regions=regions,
-        teacher=networks.teacher.teach(batch.global_views, masked=masked, view_regions=view_regions),
+        teacher=networks.teacher.teach(
+            batch.global_views, masked=masked, view_regions=view_regions, prototypes=prototypes
+        ),
         kept=kept,
     )
 

@@ -10,10 +10,11 @@ from crisp.batch import Batch
 from crisp.benchmarks.step_contenders import synthetic_batch
 from crisp.config import ModelConfig, RegionConfig, TrainConfig
 from crisp.distributed import World
-from crisp.recipes import demo
+from crisp.models.vit import VisionTransformer
+from crisp.recipes import demo, recipe_named
 from crisp.schedules import schedule_at
 from crisp.training.state import TrainState, build_state
-from crisp.training.step import StepMetrics, micro_batches, train_step
+from crisp.training.step import StepMetrics, default_micro_batch, micro_batches, train_step
 
 WORLD = World(rank=0, size=1, local_rank=0, nodes=1, device=torch.device("cpu"))
 IMAGES = 7
@@ -87,6 +88,21 @@ def test_micro_batches_hold_every_image_once() -> None:
     assert torch.cat([part.sample_id for part, _ in parts]).tolist() == batch.sample_id.tolist()
     assert torch.equal(torch.cat([part.local_views for part, _ in parts], dim=1), batch.local_views)
     assert torch.equal(torch.cat([part.patch_masks for part, _ in parts], dim=1), batch.patch_masks)
+
+
+def test_a_cpu_takes_as_many_images_as_its_memory_should_hold() -> None:
+    def at_once(recipe: str, device: str) -> int:
+        config = recipe_named(recipe)
+        views = config.views
+        with torch.device("meta"):
+            backbone = VisionTransformer(config.model, image_px=views.global_px, patch_px=views.patch_px, drop_path=0.0)
+        return default_micro_batch(config, backbone, torch.device(device), config.optim.global_batch)
+
+    assert at_once("vits16", "cpu") == 4
+    assert at_once("vitb16", "cpu") == 2
+    assert at_once("vitl16", "cpu") == 1
+    assert at_once("demo", "cpu") == recipe_named("demo").optim.global_batch
+    assert at_once("vitb16", "cuda") == recipe_named("vitb16").optim.global_batch
 
 
 @pytest.mark.parametrize("where", ["reference", "global_views", "local_views"])

@@ -5,13 +5,14 @@ sets are those of `crisp.evals.paper`, so that the paper's rows are found.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from crisp.errors import CrispError
 from crisp.evals.paper import PaperRow, rows
@@ -171,10 +172,9 @@ def difference(ours: float, row: PaperRow) -> str:
     return "±0.0" if value == 0 else f"{value:+.1f}".replace("-", "−")
 
 
-def _cells(result: Result) -> tuple[list[str], list[list[str]]]:
+def _cells(result: Result, metrics: Sequence[str]) -> tuple[list[str], list[list[str]]]:
     """Heads and lines of the comparison: ours, then the paper's with what ours is above them."""
     ours = result.headline()
-    metrics = list(dict.fromkeys(score.metric for score in result.scores))
     lines = [[result.model.name, "", *(cell for metric in metrics for cell in (figure(ours[metric]), ""))]]
     for model in paper_models(result.task, result.dataset):
         line = [model.label, model.arch]
@@ -185,30 +185,35 @@ def _cells(result: Result) -> tuple[list[str], list[list[str]]]:
     return ["model", "arch", *(cell for metric in metrics for cell in (metric, "ours −"))], lines
 
 
+def _compared(result: Result) -> list[str]:
+    """The metrics of the comparison: those that the paper has, or all where it has none."""
+    papers = {row.metric for row in rows(result.task, result.dataset)}
+    metrics = list(dict.fromkeys(score.metric for score in result.scores))
+    return [metric for metric in metrics if metric in papers] or metrics
+
+
+def _further(result: Result, compared: Sequence[str]) -> list[Score]:
+    """Scores that the comparison leaves out, and all of a metric if one of them says how it came about."""
+    told = {score.metric for score in result.scores if score.settings or score.metric not in compared}
+    return [score for score in result.scores if score.metric in told]
+
+
 def _described(settings: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} {value}" for name, value in settings.items())
 
 
-def _further(result: Result) -> list[Score]:
-    """Scores that are not the first of their metric, or that say how they came about."""
-    several = {score.metric for score in result.scores if score.settings}
-    return [score for score in result.scores if score.metric in several]
-
-
 def result_markdown(result: Result) -> str:
     """A page: the table beside the paper's rows, all scores, what was chosen, all settings."""
-    heads, lines = _cells(result)
+    compared = _compared(result)
+    heads, lines = _cells(result, compared)
     parts = [f"# {result.task} on {result.dataset}: {result.model.name}\n", markdown_table(heads, lines)]
     if len(lines) == 1:
         parts.append("The paper has no figures for this.\n")
     elif any(row.point_restored for row in rows(result.task, result.dataset)):
         parts.append(POINT_NOTE)
-    if further := _further(result):
-        parts.append(
-            markdown_table(
-                ["metric", "settings", "%"], [[s.metric, _described(s.settings), figure(s)] for s in further]
-            )
-        )
+    if further := _further(result, compared):
+        told = [[score.metric, _described(score.settings), figure(score)] for score in further]
+        parts.append(markdown_table(["metric", "settings", "%"], told))
     if result.chosen:
         parts.append("Chosen: " + _described(result.chosen) + "\n")
     facts = result.model
@@ -239,18 +244,42 @@ def markdown_table(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
 
 
 def print_result(result: Result, console: Console | None = None) -> None:
-    """The table on a terminal of 80 columns or more, and the scores that it has no place for."""
+    """The comparison on a terminal of 80 columns or more, in several tables if it has many metrics; then the rest."""
     console = console or Console(highlight=False)
-    heads, lines = _cells(result)
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), title_justify="left")
-    for i, head in enumerate(heads):
-        table.add_column(head, justify="right" if i > 1 else "left", no_wrap=True, overflow="ellipsis",
-                         max_width=28 if i == 0 else None)  # fmt: skip
-    for i, line in enumerate(lines):
-        table.add_row(*line, style="bold" if i == 0 else None)
+    compared = _compared(result)
     console.print(f"{result.task} on {result.dataset}, percent", markup=False)
-    console.print(table)
-    for score in _further(result):
+    for metrics in _groups(result, compared, console.width):
+        console.print(_terminal_table(*_cells(result, metrics)))
+    for score in _further(result, compared):
         console.print(f"{score.metric} {figure(score)}  {_described(score.settings)}", markup=False)
     if result.chosen:
         console.print("chosen: " + _described(result.chosen), markup=False)
+
+
+_NAME_WIDTH = 26
+_GAP = 2
+
+
+def _terminal_table(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, _GAP, 0, 0))
+    for i, head in enumerate(heads):
+        limit = _NAME_WIDTH if i == 0 else None
+        table.add_column(
+            Text(head), justify="right" if i > 1 else "left", no_wrap=True, overflow="ellipsis", max_width=limit
+        )  # fmt: skip
+    for i, line in enumerate(lines):
+        table.add_row(*map(Text, line), style="bold" if i == 0 else None)
+    return table
+
+
+def _groups(result: Result, metrics: Sequence[str], width: int) -> Iterator[list[str]]:
+    """The metrics in runs that fit beside the models' names."""
+    group: list[str] = []
+    for metric in metrics:
+        console = Console(width=10 * width)  # to measure, not to print
+        wanted = console.measure(_terminal_table(*_cells(result, [*group, metric]))).maximum
+        if group and wanted > width:
+            yield group
+            group = []
+        group.append(metric)
+    yield group

@@ -69,8 +69,8 @@ class Entry:
             free = shutil.disk_usage(self.folder).free
             if bytes_ > free:
                 raise CrispError(
-                    f"{self.folder}: needs {_readable(bytes_)} for features, {_readable(free)} are free there; make room, "
-                    f"or give another folder with --cache"
+                    f"{self.folder}: needs {_readable(bytes_)} for features, {_readable(free)} are free there; "
+                    f"make room, or give another folder with --cache"
                 )
             for name, field in self.fields.items():
                 path = self.folder / f"{name}.npy"

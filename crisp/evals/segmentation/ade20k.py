@@ -35,9 +35,7 @@ def open_ade20k(root: Path) -> SegmentationData:
             root=folder,
             train=_split(folder, "training", protocol.ADE20K_TRAIN),
             val=_split(folder, "validation", protocol.ADE20K_VAL),
-            labels=Labels(
-                known=(*classes, *protocol.ADE20K_IGNORED), ignored=protocol.ADE20K_IGNORED, classes=classes
-            ),
+            labels=Labels(known=(*classes, *protocol.ADE20K_IGNORED), ignored=protocol.ADE20K_IGNORED, classes=classes),
         )
     )
 

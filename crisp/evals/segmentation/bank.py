@@ -18,7 +18,7 @@ _ROWS_AT_A_TIME = 65_536
 
 
 class StandardisedRows:
-    """Some patches of a split in order, standardised when they are read.
+    """Some patches of a split in order, standardised when they are read. Slices as an array does.
 
     Args:
         features: [images, n, D] float32, memory mapped.
@@ -29,20 +29,20 @@ class StandardisedRows:
     def __init__(self, features: NDArray[np.float32], rows: NDArray[np.int64], standardiser: Standardiser) -> None:
         self._flat = features.reshape(-1, features.shape[-1])  # a view
         self._rows, self._standardiser = rows, standardiser
-        self.shape = (len(rows), features.shape[-1])
+        self.shape, self.ndim = (len(rows), features.shape[-1]), 2
 
     def __len__(self) -> int:
         return len(self._rows)
 
-    def __getitem__(self, piece: slice) -> Tensor:
-        """[m, D] float32 of a slice."""
-        return self._standardiser(torch.from_numpy(self._flat[self._rows[piece]]))
+    def __getitem__(self, piece: slice) -> NDArray[np.float32]:
+        """[m, D] of a slice."""
+        return self._standardiser(torch.from_numpy(self._flat[self._rows[piece]])).numpy()
 
     def whole(self, dtype: torch.dtype, device: torch.device) -> Tensor:
         """[N, D] on a device, made piece by piece."""
         out = torch.empty(self.shape, dtype=dtype, device=device)
         for start in range(0, len(self), _ROWS_AT_A_TIME):
-            out[start : start + _ROWS_AT_A_TIME] = self[start : start + _ROWS_AT_A_TIME]
+            out[start : start + _ROWS_AT_A_TIME] = torch.from_numpy(self[start : start + _ROWS_AT_A_TIME])
         return out
 
 

@@ -4,8 +4,10 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 import tyro
+from numpy.typing import NDArray
 from torch import Tensor
 
 from crisp.distributed import World
@@ -19,7 +21,7 @@ from crisp.evals.segmentation.miou import mean_iou
 from crisp.evals.segmentation.prepared import Prepared, SplitArrays, prepare
 from crisp.evals.segmentation.protocol import Distance
 from crisp.evals.segmentation.scoring import count_predictions
-from crisp.evals.segmentation.topk import predict_pixels
+from crisp.evals.segmentation.topk import predict_pixels_grid
 from crisp.models.frozen import FrozenModel
 from crisp.models.published import load_frozen
 
@@ -66,9 +68,7 @@ def evaluate_knn(config: SegKnnConfig, model: FrozenModel, world: World) -> Resu
             )
 
     prepared = prepare(config, model, world, search=len(choices) > 1, check=check)
-    dtype_name = config.dtype
-    if dtype_name == "auto":
-        dtype_name = protocol.ADE20K_DTYPE if prepared.data.slug == "ade20k" else "fp32"
+    dtype_name = _dtype_name(config, prepared)
     held_out: Mapping[Choice, float] = {}
     best = choices[0]
     if len(choices) > 1:
@@ -100,6 +100,12 @@ def evaluate_knn(config: SegKnnConfig, model: FrozenModel, world: World) -> Resu
     )
 
 
+def _dtype_name(config: SegKnnConfig, prepared: Prepared) -> str:
+    if config.dtype != "auto":
+        return config.dtype
+    return protocol.ADE20K_DTYPE if prepared.data.slug == "ade20k" else "fp32"
+
+
 def _settings(choice: Choice) -> dict[str, Any]:
     return {"k": choice[0], "distance": choice[1]}
 
@@ -109,31 +115,24 @@ def _score(
     prepared: Prepared,
     bank: Bank,
     split: SplitArrays,
-    images: Any,
+    images: NDArray[np.int64],
     config: SegKnnConfig,
     dtype_name: str,
     world: World,
 ) -> dict[Choice, float]:
-    """mIoU in [0, 1] of each choice on some images."""
-    ks_of: dict[Distance, list[int]] = {}
-    for k, distance in choices:
-        ks_of.setdefault(distance, []).append(k)
+    """mIoU in [0, 1] of each choice on some images; the choices are a grid of k and distance."""
 
     def predict(queries: Tensor) -> dict[Choice, Tensor]:
-        predicted: dict[Choice, Tensor] = {}
-        for distance, ks in ks_of.items():
-            found = predict_pixels(
-                queries,
-                bank.features,
-                bank.labels,
-                ks=ks,
-                distance=distance,
-                key_chunk=config.key_chunk,
-                query_chunk=config.query_chunk,
-                dtype=DTYPES[dtype_name],
-            )
-            predicted |= {(k, distance): labels for k, labels in found.items()}
-        return predicted
+        return predict_pixels_grid(
+            queries,
+            bank.features,
+            bank.labels,
+            ks=sorted({k for k, _ in choices}),
+            distances=list(dict.fromkeys(distance for _, distance in choices)),
+            key_chunk=config.key_chunk,
+            query_chunk=config.query_chunk,
+            dtype=DTYPES[dtype_name],
+        )
 
     counts = count_predictions(predict, choices, split, images, prepared.standardiser, world)
     scores = {choice: mean_iou(counts[choice], prepared.data.labels.ignored) for choice in choices}

@@ -103,7 +103,7 @@ def checked(data: SegmentationData) -> SegmentationData:
     shared = {pair.image.resolve() for pair in train.pairs} & {pair.image.resolve() for pair in val.pairs}
     if shared and not data.note:
         raise CrispError(
-            f"{min(shared)}: is in {train.name} and in {val.name} ({len(shared)} such images); give splits that differ"
+            f"{min(shared)}: is in {train.name} and in {val.name} ({len(shared)} in all); give splits that differ"
         )
     return SegmentationData(
         name=data.name, slug=data.slug, root=data.root, train=train, val=val, labels=data.labels, note=data.note
@@ -136,7 +136,9 @@ def _size(path: Path) -> int | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
-        raise CrispError(f"{path}: cannot be looked at ({error.strerror}); check the disk and its permissions") from error
+        raise CrispError(
+            f"{path}: cannot be looked at ({error.strerror}); check the disk and its permissions"
+        ) from error
 
 
 def read_list(path: Path) -> list[str]:

@@ -16,8 +16,9 @@ from crisp.evals.segmentation.standardise import Standardiser
 
 Choice = TypeVar("Choice", bound=Hashable)
 
-QUERY_BLOCK = 131_072
-"""Patches predicted before they are counted. The bank is read once for each, so that few are better"""
+QUERY_BYTES = 4 * 2**30
+"""Memory for the patches that are predicted before they are counted. The bank is read once for each such block: the
+validation sets are one at ViT-S"""
 _ROWS_COUNTED = 8192
 
 
@@ -47,7 +48,7 @@ def count_predictions(
     truth = split.truth.pixels.reshape(-1, pixels)
     counts = torch.zeros(len(choices), LABELS, LABELS, dtype=torch.int64, device=world.device)
     mine = np.array_split(images, world.size)[world.rank]
-    at_a_time = max(1, QUERY_BLOCK // n)
+    at_a_time = images_at_a_time(n, split.features.shape[-1], pixels * len(choices))
     for start in range(0, len(mine), at_a_time):
         rows = rows_of(mine[start : start + at_a_time], n)
         queries = StandardisedRows(split.features, rows, standardiser).whole(torch.float32, world.device)
@@ -59,3 +60,11 @@ def count_predictions(
                 counts[i] += count_pairs(true, predicted[choice][part].to(world.device).expand_as(true))
     summed = sum_over_ranks(counts).cpu().numpy()
     return dict(zip(choices, summed, strict=True))
+
+
+def images_at_a_time(n: int, dim: int, predicted_bytes: int) -> int:
+    """How many images of n patches make a block.
+
+    A patch takes itself in float32, twice more and in bfloat16 within the search, and what is predicted for it.
+    """
+    return max(1, QUERY_BYTES // (n * (14 * dim + predicted_bytes)))

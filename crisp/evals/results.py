@@ -5,18 +5,21 @@ sets are those of `crisp.evals.paper`, so that the paper's rows are found.
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from crisp.errors import CrispError
-from crisp.evals.paper import PaperRow, rows
+from crisp.evals.paper import rows
+from crisp.evals.tables import POINT_NOTE, Column, compare, describe, figure, markdown_table, print_comparison
 from crisp.models.frozen import FrozenModel
+
+log = logging.getLogger(__name__)
 
 DIGITS = 4
 """Percentages are stored to so many digits after the point"""
@@ -75,8 +78,11 @@ class Result:
     """Hyper-parameters that the evaluation itself chose"""
 
     def headline(self) -> dict[str, Score]:
-        """The score of each metric to compare."""
-        return {score.metric: score for score in reversed(self.scores)}
+        """The score of each metric to compare, in order."""
+        first: dict[str, Score] = {}
+        for score in self.scores:
+            first.setdefault(score.metric, score)
+        return first
 
     @property
     def stem(self) -> str:
@@ -106,6 +112,8 @@ def write_result(out: Path, result: Result) -> Path:
         CrispError: they cannot be written, or a figure is not finite.
     """
     path = out / f"{result.stem}.json"
+    if (before := result_if_any(path)) is not None and before.model.fingerprint != result.model.fingerprint:
+        log.warning("%s: replaces the result of %s (%s)", path, before.model.name, before.model.source)
     write_whole(path.with_suffix(".md"), result_markdown(result))
     write_whole(path, result_json(result))
     return path
@@ -140,82 +148,54 @@ def read_result(path: Path) -> Result:
         raise CrispError(f"{path}: not a result of crisp eval ({error}); remove it and evaluate again") from error
 
 
+def result_if_any(path: Path) -> Result | None:
+    """As `read_result`, but None where there is no such file, or another one of its name."""
+    try:
+        return read_result(path)
+    except CrispError:
+        return None
+
+
 # --- beside the paper ------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class PaperModel:
-    """A model's figures of one task and data set."""
-
-    label: str
-    arch: str
-    figures: Mapping[str, PaperRow]
-    """By metric"""
-
-
-def paper_models(task: str, dataset: str) -> list[PaperModel]:
-    """The paper's models for an evaluation, in print order."""
-    found: dict[tuple[str, str], dict[str, PaperRow]] = {}
-    for row in rows(task, dataset):
-        found.setdefault((row.label, row.arch), {})[row.metric] = row
-    return [PaperModel(label, arch, figures) for (label, arch), figures in found.items()]
-
-
-def figure(score: Score) -> str:
-    """28.2, or 49.3 ± 0.8."""
-    return f"{score.value:.1f}" if score.std is None else f"{score.value:.1f} ± {score.std:.1f}"
-
-
-def difference(ours: float, row: PaperRow) -> str:
-    """Ours minus the paper's, signed, of figures with one digit as in the paper."""
-    value = round(round(ours, 1) - row.value, 1)
-    return "±0.0" if value == 0 else f"{value:+.1f}".replace("-", "−")
-
-
-def _cells(result: Result, metrics: Sequence[str]) -> tuple[list[str], list[list[str]]]:
-    """Heads and lines of the comparison: ours, then the paper's with what ours is above them."""
+def result_columns(result: Result) -> list[Column]:
+    """What is compared: the metrics that the paper has, or all where it has none."""
+    papers = rows(result.task, result.dataset)
     ours = result.headline()
-    lines = [[result.model.name, "", *(cell for metric in metrics for cell in (figure(ours[metric]), ""))]]
-    for model in paper_models(result.task, result.dataset):
-        line = [model.label, model.arch]
-        for metric in metrics:
-            row = model.figures.get(metric)
-            line += ["–", ""] if row is None else [f"{row.value:.1f}", difference(ours[metric].value, row)]
-        lines.append(line)
-    return ["model", "arch", *(cell for metric in metrics for cell in (metric, "ours −"))], lines
+    known = [metric for metric in ours if any(row.metric == metric for row in papers)]
+    return [
+        Column(
+            head=metric,
+            value=ours[metric].value,
+            std=ours[metric].std,
+            paper=[row for row in papers if row.metric == metric],
+        )
+        for metric in known or ours
+    ]
 
 
-def _compared(result: Result) -> list[str]:
-    """The metrics of the comparison: those that the paper has, or all where it has none."""
-    papers = {row.metric for row in rows(result.task, result.dataset)}
-    metrics = list(dict.fromkeys(score.metric for score in result.scores))
-    return [metric for metric in metrics if metric in papers] or metrics
-
-
-def _further(result: Result, compared: Sequence[str]) -> list[Score]:
+def _further(result: Result, columns: Sequence[Column]) -> list[Score]:
     """Scores that the comparison leaves out, and all of a metric if one of them says how it came about."""
+    compared = {column.head for column in columns}
     told = {score.metric for score in result.scores if score.settings or score.metric not in compared}
     return [score for score in result.scores if score.metric in told]
 
 
-def _described(settings: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name} {value}" for name, value in settings.items())
-
-
 def result_markdown(result: Result) -> str:
     """A page: the table beside the paper's rows, all scores, what was chosen, all settings."""
-    compared = _compared(result)
-    heads, lines = _cells(result, compared)
-    parts = [f"# {result.task} on {result.dataset}: {result.model.name}\n", markdown_table(heads, lines)]
-    if len(lines) == 1:
+    columns = result_columns(result)
+    parts = [f"# {result.task} on {result.dataset}: {result.model.name}\n"]
+    parts.append(markdown_table(*compare(result.model.name, columns)) if columns else _NO_SCORES + "\n")
+    if columns and not any(column.paper for column in columns):
         parts.append("The paper has no figures for this.\n")
-    elif any(row.point_restored for row in rows(result.task, result.dataset)):
+    if any(row.point_restored for column in columns for row in column.paper):
         parts.append(POINT_NOTE)
-    if further := _further(result, compared):
-        told = [[score.metric, _described(score.settings), figure(score)] for score in further]
+    if further := _further(result, columns):
+        told = [[score.metric, describe(score.settings), figure(score.value, score.std)] for score in further]
         parts.append(markdown_table(["metric", "settings", "%"], told))
     if result.chosen:
-        parts.append("Chosen: " + _described(result.chosen) + "\n")
+        parts.append("Chosen: " + describe(result.chosen) + "\n")
     facts = result.model
     parts.append(
         f"Weights: `{facts.source}`, fingerprint `{facts.fingerprint[:16]}`, {facts.depth} blocks of width "
@@ -225,61 +205,16 @@ def result_markdown(result: Result) -> str:
     return "\n".join(parts)
 
 
-POINT_NOTE = (
-    "Some of the paper's figures lost their decimal point in the text that they were read from; it is put back "
-    "(`crisp/evals/paper.py` marks them).\n"
-)
-
-
-def markdown_table(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """Columns padded, so that it reads as plain text, too; all but the first two to the right."""
-    cells = [[cell.replace("|", "\\|") for cell in line] for line in (heads, *lines)]
-    widths = [max(3, *(len(line[i]) for line in cells)) for i in range(len(heads))]
-    rule = [("-" * width) if i < 2 else ("-" * (width - 1) + ":") for i, width in enumerate(widths)]
-    padded = [
-        [cell.ljust(width) if i < 2 else cell.rjust(width) for i, (cell, width) in pairs]
-        for pairs in (enumerate(zip(line, widths, strict=True)) for line in (cells[0], rule, *cells[1:]))
-    ]
-    return "".join("| " + " | ".join(line) + " |\n" for line in padded)
+_NO_SCORES = "No scores: the truth of this split is hidden."
 
 
 def print_result(result: Result, console: Console | None = None) -> None:
     """The comparison on a terminal of 80 columns or more, in several tables if it has many metrics; then the rest."""
     console = console or Console(highlight=False)
-    compared = _compared(result)
-    console.print(f"{result.task} on {result.dataset}, percent", markup=False)
-    for metrics in _groups(result, compared, console.width):
-        console.print(_terminal_table(*_cells(result, metrics)))
-    for score in _further(result, compared):
-        console.print(f"{score.metric} {figure(score)}  {_described(score.settings)}", markup=False)
+    columns = result_columns(result)
+    console.print(Text(f"{result.task} on {result.dataset}, percent" if columns else _NO_SCORES))
+    print_comparison(console, result.model.name, columns)
+    for score in _further(result, columns):
+        console.print(Text(f"{score.metric} {figure(score.value, score.std)}  {describe(score.settings)}"))
     if result.chosen:
-        console.print("chosen: " + _described(result.chosen), markup=False)
-
-
-_NAME_WIDTH = 26
-_GAP = 2
-
-
-def _terminal_table(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, _GAP, 0, 0))
-    for i, head in enumerate(heads):
-        limit = _NAME_WIDTH if i == 0 else None
-        table.add_column(
-            Text(head), justify="right" if i > 1 else "left", no_wrap=True, overflow="ellipsis", max_width=limit
-        )  # fmt: skip
-    for i, line in enumerate(lines):
-        table.add_row(*map(Text, line), style="bold" if i == 0 else None)
-    return table
-
-
-def _groups(result: Result, metrics: Sequence[str], width: int) -> Iterator[list[str]]:
-    """The metrics in runs that fit beside the models' names."""
-    group: list[str] = []
-    for metric in metrics:
-        console = Console(width=10 * width)  # to measure, not to print
-        wanted = console.measure(_terminal_table(*_cells(result, [*group, metric]))).maximum
-        if group and wanted > width:
-            yield group
-            group = []
-        group.append(metric)
-    yield group
+        console.print(Text("chosen: " + describe(result.chosen)))

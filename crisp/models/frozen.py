@@ -5,7 +5,9 @@ width, h heads.
 """
 
 import abc
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from torch import Tensor, nn
 
@@ -29,6 +31,7 @@ class FrozenBackbone(nn.Module, abc.ABC):
         patch_px: side of a patch.
         native_px: side of the square images that its position embeddings are made for.
         mean, std: of the normalisation that it was trained with, per channel, of pixels in [0, 1].
+        facts: what the tokens depend on beside the tensors and the attributes above (heads, how positions are resized).
     """
 
     dim: int
@@ -37,6 +40,7 @@ class FrozenBackbone(nn.Module, abc.ABC):
     native_px: int
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    facts: Mapping[str, str | int | float] = MappingProxyType({})
 
     @abc.abstractmethod
     def forward(self, images: Tensor, *, last: int = 1) -> list[BlockTokens]:

@@ -5,7 +5,7 @@ Axes: B images, n patches, D width.
 """
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -171,15 +171,25 @@ class VisionTransformer(nn.Module):
             blocks: M, from 1 to the depth.
             norm: take each block's patches through the patch norm, or as they are.
         """
+        taken = [
+            self.norm_patch(x[:, 1:]) if norm == "patch" else x[:, 1:] for x in self.last_blocks(images, blocks=blocks)
+        ]
+        return torch.stack(taken).mean(0)
+
+    def last_blocks(self, images: Tensor, *, blocks: int) -> Iterator[Tensor]:
+        """All tokens [B, 1+n, D] out of each of the last `blocks` blocks, before any norm, the last block's at the end.
+
+        Args:
+            images: [B, 3, H, W], sides divisible by the patch.
+            blocks: from 1 to the depth.
+        """
         assert 1 <= blocks <= len(self.blocks), f"{blocks} of {len(self.blocks)} blocks"
         x = self._embed(images)
         first = len(self.blocks) - blocks
-        taken = []
         for depth, block in enumerate(self.blocks):
             x = block(x)
             if depth >= first:
-                taken.append(self.norm_patch(x[:, 1:]) if norm == "patch" else x[:, 1:])
-        return torch.stack(taken).mean(0)
+                yield x
 
     def _embed(self, images: Tensor, masks: Tensor | None = None) -> Tensor:
         """[B, 3, H, W] → [B, 1+n, D]; a masked patch keeps its position embedding."""

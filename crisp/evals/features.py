@@ -27,7 +27,7 @@ of the last block's patches (D). Each token is taken after the final norm."""
 
 LAST_BLOCKS = 4
 """Of `cls-last-4`"""
-STORE_CHUNK = 4096
+STORE_CHUNK = 2048
 """Images whose features an interruption loses at most"""
 
 

@@ -1,4 +1,4 @@
-"""The random crop and flip of linear probes, as a pure function of (seed, epoch, image): any image can be made again."""
+"""The random crop and flip of linear probes, as a pure function of (seed, epoch, image)."""
 
 import math
 from dataclasses import dataclass

@@ -79,7 +79,9 @@ def evaluate_knn(config: KnnConfig, model: FrozenModel, world: World) -> list[Re
     banks = _banks(config, train)
     for bank in banks:
         if max(config.k) > len(bank.numbers):
-            raise CrispError(f"k={config.k}: there are {len(bank.numbers)} training images{bank.suffix}; give smaller k")
+            raise CrispError(
+                f"k={config.k}: there are {len(bank.numbers)} training images{bank.suffix}; give smaller k"
+            )
     features = FrozenFeatures(
         model, config.tokens or (KNN_TOKENS if has_cls(model) else "mean"),
         side_px=CROP_PX, device=world.device, precision=config.precision,

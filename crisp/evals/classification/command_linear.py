@@ -7,7 +7,6 @@ from typing import Literal
 import numpy as np
 
 from crisp.distributed import World
-from crisp.errors import CrispError
 from crisp.evals.classification import protocol
 from crisp.evals.classification.data import LabelledImages, data_set_name, open_splits
 from crisp.evals.classification.linear import HeadTraining, Schedule, Trained, check_schedule, folder_for
@@ -91,7 +90,12 @@ def evaluate_linear(config: LinearConfig, model: FrozenModel, world: World) -> R
 
 
 def _result(
-    config: LinearConfig, model: FrozenModel, tokens: Tokens, train: LabelledImages, val: LabelledImages, trained: Trained
+    config: LinearConfig,
+    model: FrozenModel,
+    tokens: Tokens,
+    train: LabelledImages,
+    val: LabelledImages,
+    trained: Trained,
 ) -> Result:
     schedule = config.schedule
     # The first maximum: the earliest epoch, then the smallest rate.

@@ -192,7 +192,9 @@ def file_names(images: LabelledImages) -> list[str]:
             raise CrispError(f"{shards.folder / info.name}: its samples' names cannot be read ({error!r})") from error
         names += [source.rpartition("/")[2] for source in sources]
     if len(names) != len(images):
-        raise CrispError(f"{shards.folder}: the tars name {len(names)} samples, the index {len(images)}; shard it again")
+        raise CrispError(
+            f"{shards.folder}: the tars name {len(names)} samples, the index {len(images)}; shard it again"
+        )
     return names
 
 

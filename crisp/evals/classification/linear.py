@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from crisp.checkpoint import list_checkpoints, load_module_state, load_newest, save_checkpoint, set_aside_newer, step_of
+from crisp.checkpoint import load_module_state, load_newest, save_checkpoint, set_aside_newer, step_of
 from crisp.distributed import World, gather_over_ranks
 from crisp.errors import CrispError
 from crisp.evals.bar import bar
@@ -158,7 +158,7 @@ class HeadTraining:
 
     def _of_all_heads(self, mine: Sequence[Any]) -> list[Any]:
         """A value of each of this rank's heads → of all heads in order. Collective."""
-        by_number = {}
+        by_number: dict[int, Any] = {}
         for pairs in gather_over_ranks(list(zip(self.heads.numbers, mine, strict=True))):
             by_number.update(pairs)
         return [by_number[number] for number in range(len(self._schedule.rates))]

@@ -1,4 +1,7 @@
-"""COCO 2014 and 2017 as the official archives unpack: {train,val}YEAR/*.jpg and annotations/instances_{train,val}YEAR.json."""
+"""COCO 2014 and 2017 as the official archives unpack.
+
+{train,val}YEAR/*.jpg and annotations/instances_{train,val}YEAR.json.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -72,13 +75,12 @@ def _images(content: Any, path: Path, place: Path, split: str, year: int) -> Mul
             raise CrispError(f"{path}: annotation {annotation['id']} has unknown category {annotation['category_id']}")
         if annotation["image_id"] not in row:
             raise CrispError(f"{path}: annotation {annotation['id']} has unknown image {annotation['image_id']}")
+    pairs = [(row[found["image_id"]], column[found["category_id"]]) for found in content["annotations"]]
     folders = [place / folder.format(split=split, year=year) for folder in IMAGE_FOLDERS]
     folder = next((folder for folder in folders if folder.is_dir()), folders[0])
     found = MultiLabelImages(
         source=FileImages(folder, [image["file_name"] for image in images]),
-        targets=targets_from_pairs(
-            len(images), len(categories), [(row[a["image_id"]], column[a["category_id"]]) for a in content["annotations"]]
-        ),
+        targets=targets_from_pairs(len(images), len(categories), pairs),
         classes=tuple(category["name"] for category in categories),
     )
     check_positives(found, str(path))

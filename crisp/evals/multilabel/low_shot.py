@@ -34,7 +34,8 @@ def low_shot(images: MultiLabelImages, shots: int, seed: int) -> NDArray[np.int6
             chosen = next((image for image in order if image not in taken), None)
             if chosen is None:
                 raise CrispError(
-                    f"shots={shots}: class {name!r} has {len(order)} training images, and none is left; give fewer shots"
+                    f"shots={shots}: class {name!r} has {len(order)} training images, none of them is left; "
+                    f"give fewer shots"
                 )
             taken.add(chosen)
     return np.array(sorted(taken))

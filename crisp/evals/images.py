@@ -1,4 +1,4 @@
-"""Images of a data set as batches for a frozen backbone: read, decoded and prepared by threads, normalised on the device.
+"""Images of a data set as batches: read, decoded and prepared by threads, normalised on the device.
 
 Preparation is PIL's, as in the published evaluation codes: another resize would move the scores.
 """
@@ -60,8 +60,9 @@ class FileImages:
     def __init__(self, root: Path, names: Sequence[str]) -> None:
         self.root, self.names = root, list(names)
         # Sizes are asked for in parallel: a million of them, one by one on a network disk, takes an hour.
+        pieces = [self.names[start : start + 1024] for start in range(0, len(self.names), 1024)]
         with ThreadPoolExecutor(32) as pool:
-            sizes = list(pool.map(self._size, self.names, chunksize=256))
+            sizes = [size for piece in pool.map(self._sizes, pieces) for size in piece]
         if bad := [name for name, size in zip(self.names, sizes, strict=True) if size <= 0]:
             what = "empty" if (root / bad[0]).is_file() else "no such file"
             raise CrispError(
@@ -72,11 +73,15 @@ class FileImages:
             digest.update(f"{name}\0{size}\n".encode())
         self._fingerprint = digest.hexdigest()
 
-    def _size(self, name: str) -> int:
-        try:
-            return os.stat(self.root / name).st_size
-        except OSError:
-            return -1
+    def _sizes(self, names: Sequence[str]) -> list[int]:
+        """Bytes of each file; −1 where there is none."""
+        sizes = []
+        for name in names:
+            try:
+                sizes.append(os.stat(f"{self.root}/{name}").st_size)
+            except OSError:
+                sizes.append(-1)
+        return sizes
 
     def __len__(self) -> int:
         return len(self.names)
@@ -137,6 +142,7 @@ class CentreCrop:
             raise CrispError(f"crop_px={self.crop_px}: must lie between 1 and resize_px={self.resize_px}")
 
     def __call__(self, image: Image.Image, _: int) -> Image.Image:
+        """The prepared image."""
         resize = transforms.Resize(self.resize_px, transforms.InterpolationMode.BICUBIC)
         cropped: Image.Image = transforms.CenterCrop(self.crop_px)(resize(image))
         return cropped
@@ -149,6 +155,7 @@ class WholeImage:
     side_px: int
 
     def __call__(self, image: Image.Image, _: int) -> Image.Image:
+        """The prepared image."""
         return image.resize((self.side_px, self.side_px), Image.Resampling.BICUBIC)
 
 

@@ -51,7 +51,8 @@ def open_splits(root: Path) -> tuple[LabelledImages, LabelledImages]:
     for split in SPLITS:
         if not (root / split).is_dir():
             raise CrispError(
-                f"{root / split}: no such folder; give the folder that holds train and val, of class folders or of shards"
+                f"{root / split}: no such folder; give the folder that holds train and val, each of class "
+                f"folders or of shards"
             )
     train, val = (open_split(root / split) for split in SPLITS)
     if train.classes != val.classes:

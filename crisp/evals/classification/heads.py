@@ -1,13 +1,12 @@
 """Many linear classifiers trained on the same features in one pass, each by SGD at a rate of its own.
 
-H heads, C classes, F values per feature, B images of a global batch. All heads' logits are one product [B, F] × [F, H·C]
-and their gradients another; the gradient of softmax and cross-entropy is written out, so nothing is kept for a backward
-pass. Memory on a rank: three arrays [H, C, F] (weights, momentum, gradient) and two [B, H·C]; for ImageNet, ViT-S, 45
-heads and B = 1024 in one process 3 × 276 MB and 2 × 184 MB.
+H heads, C classes, F values per feature, B images of a global batch. All heads' logits are one product
+[B, F] × [F, H·C] and their gradients another; the gradient of softmax and cross-entropy is written out, so nothing is
+kept for a backward pass. Memory on a rank: three arrays [H, C, F] (weights, momentum, gradient) and a few [B, H·C]; for
+ImageNet, ViT-S, 45 heads and B = 1024 in one process 3 × 276 MB and 184 MB each.
 
-Under torchrun the *features* of a global batch are gathered (6 MB at 1024 × 1536) and each rank trains some of the heads
-on all of them: the sum over ranks of DDP's gradients without sending gradients (276 MB a step), and the update of a head
-is the same product whatever the number of ranks.
+Under torchrun the *features* of a global batch are gathered (6 MB at 1024 × 1536), and each rank trains some of the
+heads on all of them. That is what DDP's sum of gradients gives, without sending gradients (276 MB a step).
 """
 
 import math

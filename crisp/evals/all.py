@@ -116,7 +116,7 @@ def _others(outcomes: Sequence[Outcome]) -> list[tuple[str, str, str]]:
 
 
 def _notes(outcomes: Sequence[Outcome]) -> list[str]:
-    return list(dict.fromkeys(o.evaluation.note for o in outcomes if o.results and o.evaluation.note))
+    return list(dict.fromkeys(outcome.note for outcome in outcomes if outcome.note))
 
 
 def write_report(out: Path, model: FrozenModel, outcomes: Sequence[Outcome]) -> Path:

@@ -63,7 +63,8 @@ class Fakes:
             ]
 
         return Evaluation(
-            task=task, dataset=dataset, find=find, wanted=f"{dataset}/file", configure=configure, run=run, note=note
+            task=task, dataset=dataset, find=find, wanted=f"{dataset}/file", configure=configure, run=run,
+            note=lambda config: note,
         )  # fmt: skip
 
     def all(self) -> list[Evaluation[Any]]:

@@ -16,7 +16,7 @@ from typing import Any, Generic, TypeVar
 from crisp.distributed import World
 from crisp.errors import CrispError
 from crisp.evals.config import EvalConfig
-from crisp.evals.results import Result, print_result, read_result, write_result, write_whole
+from crisp.evals.results import Result, read_result, summary, write_result, write_whole
 from crisp.evals.running import from_main
 from crisp.models.frozen import FrozenModel
 
@@ -136,7 +136,7 @@ def _run(
     results = from_main(world, lambda: ledger.write(evaluation.name, key, results))
     if world.is_main:
         for result in results:
-            print_result(result)
+            log.info("%s on %s: %s", result.task, result.dataset, summary(result) or "no scores, its truth is hidden")
     return Outcome(evaluation=evaluation, results=results, note=evaluation.note(own))
 
 

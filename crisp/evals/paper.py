@@ -10,6 +10,7 @@ Names of tasks are those of the commands, names of data sets those of result fil
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,31 +36,45 @@ class PaperRow:
         return f"{self.model}*" if self.starred else self.model
 
 
-# (task, dataset, metric) of each column, in print order.
-COLUMNS: dict[int, tuple[tuple[str, str, str], ...]] = {
-    1: tuple(
-        (task, dataset, "mIoU") for dataset in ("ade20k", "voc2012", "cityscapes") for task in ("seg-knn", "seg-linear")
-    ),
-    2: tuple(
-        ("video", dataset, metric)
-        for dataset in ("davis2017", "youtube-vos", "mose")
-        for metric in ("J&F", "J", "F")
-    ),
+class PaperColumn(NamedTuple):
+    """A column of a table: which score stands in it."""
+
+    task: str
+    dataset: str
+    metric: str
+    head: str
+
+
+def _segmentation() -> Iterator[PaperColumn]:
+    for dataset, name in (("ade20k", "ADE20K"), ("voc2012", "VOC"), ("cityscapes", "Cityscapes")):
+        yield PaperColumn("seg-knn", dataset, "mIoU", f"{name} k-NN")
+        yield PaperColumn("seg-linear", dataset, "mIoU", f"{name} linear")
+
+
+def _video() -> Iterator[PaperColumn]:
+    for dataset, name in (("davis2017", "DAVIS"), ("youtube-vos", "YouTube-VOS"), ("mose", "MOSE")):
+        for metric in ("J&F", "J", "F"):
+            yield PaperColumn("video", dataset, metric, f"{name} {metric}")
+
+
+COLUMNS: dict[int, tuple[PaperColumn, ...]] = {
+    1: tuple(_segmentation()),
+    2: tuple(_video()),
     3: (
-        ("multilabel", "voc2012", "mAP-1shot"),
-        ("multilabel", "voc2012", "mAP-2shot"),
-        ("multilabel", "voc2012", "mAP-5shot"),
-        ("multilabel", "voc2012", "mAP"),
-        ("multilabel", "coco", "mAP"),
-        ("multilabel", "vg", "mAP"),
+        PaperColumn("multilabel", "voc2012", "mAP-1shot", "VOC 1 image"),
+        PaperColumn("multilabel", "voc2012", "mAP-2shot", "VOC 2 images"),
+        PaperColumn("multilabel", "voc2012", "mAP-5shot", "VOC 5 images"),
+        PaperColumn("multilabel", "voc2012", "mAP", "VOC"),
+        PaperColumn("multilabel", "coco", "mAP", "COCO"),
+        PaperColumn("multilabel", "vg", "mAP", "VG"),
     ),
     4: (
-        ("knn", "imagenet-1pct", "top1"),
-        ("knn", "imagenet-10pct", "top1"),
-        ("knn", "imagenet", "top1"),
-        ("linear", "imagenet", "top1"),
+        PaperColumn("knn", "imagenet-1pct", "top1", "k-NN 1 %"),
+        PaperColumn("knn", "imagenet-10pct", "top1", "k-NN 10 %"),
+        PaperColumn("knn", "imagenet", "top1", "k-NN 100 %"),
+        PaperColumn("linear", "imagenet", "top1", "linear"),
     ),
-}  # fmt: skip
+}
 
 TITLES = {
     1: "Table 1: semantic segmentation, frozen features, mIoU",
@@ -119,7 +134,7 @@ ViT-S/16 CAPI* - - - 715
 def _read(table: int) -> Iterator[PaperRow]:
     for line in _SCANNED[table].strip().splitlines():
         arch, model, *figures = line.split()
-        for (task, dataset, metric), figure in zip(COLUMNS[table], figures, strict=True):
+        for (task, dataset, metric, _), figure in zip(COLUMNS[table], figures, strict=True):
             if figure == "-":
                 continue
             yield PaperRow(

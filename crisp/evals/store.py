@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from crisp.distributed import World, gather_over_ranks
 from crisp.errors import CrispError
 from crisp.evals.bar import bar
+from crisp.evals.running import from_main, together
 from crisp.evals.store_entry import Done, Entry, Field, Span, key_text
 from crisp.progress import describe_time
 
@@ -37,8 +38,6 @@ Json = Any
 """What JSON can hold: str, int, float, bool, None, lists and string-keyed mappings of these"""
 Compute = Callable[[range], Mapping[str, NDArray[Any]]]
 """Item numbers → for each field an array [len(range), *shape]"""
-
-_T = TypeVar("_T")
 
 
 class FeatureStore:
@@ -91,11 +90,11 @@ class FeatureStore:
             raise ValueError(f"count={count}, chunk={chunk}: must be at least 1")
         entry = self._entry(key, count, fields)
         with ExitStack() as held:
-            done, lacking = _from_main(world, lambda: _look(entry, chunk))
+            done, lacking = from_main(world, lambda: _look(entry, chunk))
             if lacking:
-                done, lacking = _from_main(world, lambda: _take(entry, chunk, held))
-            _together(entry.check)
-            _together(lambda: entry.verify(done[world.rank :: world.size]))
+                done, lacking = from_main(world, lambda: _take(entry, chunk, held))
+            together(entry.check)
+            together(lambda: entry.verify(done[world.rank :: world.size]))
             if lacking:
                 self._fill(entry, lacking, compute, world, title)
                 gather_over_ranks(None)  # every rank has written what it was to
@@ -165,23 +164,3 @@ def _checked(
                     f"or its precision overflows; give an earlier checkpoint, or --precision float32"
                 )
     return {name: np.ascontiguousarray(values[name]) for name in fields}
-
-
-def _from_main(world: World, work: Callable[[], _T]) -> _T:
-    """What the main rank's work returns, on every rank; its CrispError is raised on every rank."""
-    return _together(work if world.is_main else lambda: None)[0]  # type: ignore[return-value]
-
-
-def _together(work: Callable[[], _T]) -> list[_T]:
-    """Every rank's value; a rank's user error is raised on all of them, so that none waits for one that has left."""
-    value: _T | None = None
-    problem: str | None = None
-    try:
-        value = work()
-    except CrispError as error:
-        problem = str(error)
-    told = gather_over_ranks((value, problem))
-    for _, text in told:
-        if text is not None:
-            raise CrispError(text)
-    return [value for value, _ in told]  # type: ignore[misc]  # None only beside a problem

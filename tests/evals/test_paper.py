@@ -59,9 +59,9 @@ def test_percentages_with_one_decimal() -> None:
 def test_every_column_has_figures_and_every_table_a_title() -> None:
     assert set(COLUMNS) == set(TITLES) == {row.table for row in ROWS}
     for table, columns in COLUMNS.items():
-        assert len(set(columns)) == len(columns)
+        assert len({column[:3] for column in columns}) == len({column.head for column in columns}) == len(columns)
         for column in columns:
-            assert any((row.table, row.task, row.dataset, row.metric) == (table, *column) for row in ROWS)
+            assert any((row.table, row.task, row.dataset, row.metric) == (table, *column[:3]) for row in ROWS)
 
 
 def test_the_mean_of_j_and_f() -> None:

@@ -1,7 +1,9 @@
 """The systems whose weights can be loaded, in the order in which a file is offered to them."""
 
+from crisp.models.published.capi import Capi
 from crisp.models.published.cribo import Cribo
 from crisp.models.published.croc import Croc
+from crisp.models.published.data2vec import Data2Vec, Data2VecEma
 from crisp.models.published.dino import Dino
 from crisp.models.published.dinov2 import Dinov2
 from crisp.models.published.ibot import Ibot
@@ -12,6 +14,9 @@ from crisp.models.published.system import System
 from crisp.models.published.webdino import Webdino
 
 _ALL: tuple[System, ...] = (
+    Capi(),
+    Data2Vec(),
+    Data2VecEma(),
     Cribo(),
     Croc(),
     Sit(),

@@ -114,7 +114,7 @@ def frozen_vit(
     if vit.cls_token is not None:
         weights["cls_token"] = weights["cls_token"] + weights["pos_embed"][:, :1]
         weights["pos_embed"] = weights["pos_embed"][:, 1:]
-    _check(weights, vit, source)
+    check_weights(weights, vit, source)
     vit.load_state_dict(weights, assign=True)
     return FrozenVit(vit, positions=positions)
 
@@ -159,8 +159,13 @@ def _depth(weights: Mapping[str, Tensor]) -> int:
     return 1 + max(int(match[1]) for name in weights if (match := re.match(r"blocks\.(\d+)\.", name)))
 
 
-def _check(weights: Mapping[str, Tensor], vit: nn.Module, source: str) -> None:
-    expected = {name: tuple(tensor.shape) for name, tensor in vit.state_dict().items()}
+def check_weights(weights: Mapping[str, Tensor], network: nn.Module, source: str) -> None:
+    """That a network can take these weights, by name.
+
+    Raises:
+        CrispError: a tensor is missing, has no place or another shape, or holds NaN.
+    """
+    expected = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
     missing, surplus = expected.keys() - weights.keys(), weights.keys() - expected.keys()
     if missing:
         raise CrispError(f"{source}: it lacks {len(missing)} tensors ({few(missing)}); download the file again")

@@ -6,10 +6,11 @@ from typing import Any
 
 from torch import Tensor
 
+from crisp.models.frozen import FrozenBackbone
 from crisp.models.published.keys import KeyRules, flatten, sort_keys
 from crisp.models.published.positions import PositionRule
 from crisp.models.published.system import Built, System
-from crisp.models.published.vit import FrozenVit, frozen_vit, sixty_four_per_head
+from crisp.models.published.vit import frozen_vit, sixty_four_per_head
 
 # A plain ViT under timm's names, which most systems took over. One group: the name.
 PLAIN_VIT = (
@@ -66,7 +67,7 @@ class VitSystem(System):
         return tensors
 
 
-def arch_name(backbone: FrozenVit) -> str:
+def arch_name(backbone: FrozenBackbone) -> str:
     """`ViT-S/16`; sizes without a name of their own by width and depth."""
     size = _SIZES.get(backbone.dim, f"{backbone.dim}×{backbone.depth}")
     return f"ViT-{size}/{backbone.patch_px}"

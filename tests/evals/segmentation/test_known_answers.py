@@ -11,6 +11,7 @@ from PIL import Image
 
 from crisp.distributed import World
 from crisp.evals.results import Result, result_json
+from crisp.evals.running import evaluation_world
 from crisp.evals.segmentation.command_knn import evaluate_knn
 from crisp.evals.segmentation.command_linear import evaluate_linear
 from crisp.evals.segmentation.config import SegKnnConfig, SegLinearConfig
@@ -176,20 +177,18 @@ def test_an_interrupted_evaluation_goes_on(tmp_path: Path) -> None:
 
 
 def _both(root: str, cache: str) -> list[str]:
-    from crisp.evals.running import evaluation_world
-
-    # A constant model's neighbours are all ties: what differs between ranks would show.
+    shared: dict[str, Any] = {
+        "weights": "gray:", "data": Path(root), "cache": Path(cache), "image_px": tiny.SIDE_PX, "dataset": "folder",
+        "folder": FolderLayout(ignored=(3,)), "batch": 2, "device": "cpu",
+    }  # fmt: skip
+    by_neighbours = SegKnnConfig(ks=(1, 3), **shared)
+    by_regression = SegLinearConfig(cs=(0.1, 1.0, 10.0), max_iter=50, **shared)
     texts = []
-    for perfect in (True, False):
-        model = tiny.gray_model(perfect=perfect)
-        shared: dict[str, Any] = {
-            "weights": "gray:", "data": Path(root), "cache": Path(cache), "image_px": tiny.SIDE_PX, "dataset": "folder",
-            "folder": FolderLayout(ignored=(3,)), "batch": 2, "device": "cpu",
-        }  # fmt: skip
-        for config in (SegKnnConfig(ks=(1, 3), **shared), SegLinearConfig(cs=(0.1, 1.0, 10.0), max_iter=50, **shared)):
-            with evaluation_world(config) as world:
-                evaluate: Any = evaluate_knn if isinstance(config, SegKnnConfig) else evaluate_linear
-                texts.append(result_json(evaluate(config, model, world)))
+    with evaluation_world(by_neighbours) as world:
+        for perfect in (True, False):  # a constant model's neighbours are all ties: what differs between ranks would show
+            model = tiny.gray_model(perfect=perfect)
+            texts.append(result_json(evaluate_knn(by_neighbours, model, world)))
+            texts.append(result_json(evaluate_linear(by_regression, model, world)))
     return texts
 
 

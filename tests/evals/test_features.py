@@ -112,6 +112,16 @@ def test_each_kind_of_feature_is_made_of_its_tokens() -> None:
     assert LAST_BLOCKS == 4
 
 
+def test_half_precision_is_used_where_it_is_asked_for() -> None:
+    images = torch.randint(256, (2, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    exact = frozen("cls-mean")(images)
+    half = FrozenFeatures(tiny_model(), "cls-mean", side_px=32, device=torch.device("cpu"), precision="bfloat16")(
+        images
+    )
+    assert half.dtype == torch.float32
+    assert 0 < (half - exact).abs().max() < 0.1
+
+
 def test_what_a_model_cannot_give_is_refused_before_the_work() -> None:
     assert has_cls(tiny_model())
     assert not has_cls(tiny_model(with_cls=False))

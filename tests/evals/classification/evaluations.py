@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from crisp.distributed import World
+from crisp.errors import CrispError
 from crisp.evals.classification.command_knn import KnnConfig, evaluate_knn
 from crisp.evals.classification.command_linear import LinearConfig, evaluate_linear
 from crisp.evals.classification.data import open_splits
@@ -48,6 +49,16 @@ def linear_in_ranks(root: str, cache: str) -> dict[str, Any]:
         trained = training.run()
         state = {name: tensor.tolist() for name, tensor in training.heads.state().items()}
         return {"state": state, "accuracy": trained.accuracy.tolist(), "losses": trained.losses.tolist()}
+
+
+def error_in_ranks(root: str, cache: str) -> str:
+    """What `train` raises on each rank."""
+    with evaluation_world(LinearConfig(weights="tiny:", data=Path(root), device="cpu")) as world:
+        try:
+            train(Path(root), Path(cache), world).run()
+        except CrispError as error:
+            return str(error)
+    return "no error"
 
 
 def gathered_in_ranks(count: int) -> list[Any]:

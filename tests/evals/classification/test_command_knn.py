@@ -130,7 +130,7 @@ def test_imagenette_scores_as_a_plain_chain_does(test_data: Path, tmp_path: Path
             for path in sorted(folder.iterdir()):
                 with Image.open(path) as file:
                     image = file.convert("RGB").resize((256, 256), Image.Resampling.BICUBIC)  # they are square
-                pixels = torch.from_numpy(np.asarray(image.crop((16, 16, 240, 240)))).permute(2, 0, 1) / 255
+                pixels = torch.from_numpy(np.array(image.crop((16, 16, 240, 240)))).permute(2, 0, 1) / 255
                 mean, std = (
                     torch.tensor(values)[:, None, None] for values in (model.backbone.mean, model.backbone.std)
                 )

@@ -54,6 +54,21 @@ def test_45_heads_are_45_separate_sgds_each_with_its_cosine_schedule() -> None:
     assert len(set(right)) > 2
 
 
+def test_a_step_is_that_of_gradients_summed_over_shares_of_the_batch() -> None:
+    """What DDP would do with ranks of 5 and 3 images, the sum divided by all 8."""
+    heads = Heads(range(3), [0.1, 0.2, 0.3], width=6, classes=4, seed=0, device=CPU, dtype=torch.float64)
+    weights, biases = heads.weight.clone().requires_grad_(), heads.bias.clone().requires_grad_()
+    features, labels = batches(2)[0]
+    for rows in (slice(0, 5), slice(5, 8)):
+        for row in range(3):
+            logits = F.linear(features[rows], weights[row], biases[row])
+            (F.cross_entropy(logits, labels[rows], reduction="sum") / 8).backward()
+    heads.step(features, labels, heads.rates_at(0, 4))
+    assert weights.grad is not None
+    rates = torch.tensor([0.1, 0.2, 0.3], dtype=torch.float64)[:, None, None]
+    torch.testing.assert_close(heads.weight, weights.detach() - rates * weights.grad, rtol=1e-12, atol=1e-15)
+
+
 def test_the_cosine_ends_at_zero() -> None:
     assert cosine_rate(0.3, 0, 10) == 0.3
     assert cosine_rate(0.3, 5, 10) == pytest.approx(0.15)

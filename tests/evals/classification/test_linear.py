@@ -1,4 +1,5 @@
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +9,14 @@ import torch
 
 from crisp.errors import CrispError
 from crisp.evals.classification.command_linear import evaluate_linear
-from crisp.evals.classification.linear import Schedule, check_schedule
+from crisp.evals.classification.data import open_splits
+from crisp.evals.classification.linear import Schedule, check_schedule, folder_for
 from crisp.evals.classification.protocol import CRISP_LRS, GRID_LRS
+from crisp.evals.features import FrozenFeatures
 from crisp.evals.results import result_json
 from tests.evals.classification.evaluations import (
     alone,
+    error_in_ranks,
     gathered_in_ranks,
     linear_config,
     linear_in_ranks,
@@ -67,6 +71,7 @@ def test_a_damaged_checkpoint_is_passed_over(root: Path, tmp_path: Path, caplog:
         assert torch.equal(tensor, first.heads.state()[name]), name
 
 
+@pytest.mark.slow
 def test_two_ranks_train_the_heads_of_one(root: Path, tmp_path: Path) -> None:
     one = train(root, tmp_path / "one", alone())
     expected = one.run()
@@ -88,17 +93,33 @@ def test_two_ranks_train_the_heads_of_one(root: Path, tmp_path: Path) -> None:
         torch.testing.assert_close(resumed.heads.state()[name], tensor, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [1, 4, 5])
 def test_ranks_gather_rows_in_order(tmp_path: Path, count: int) -> None:
     for gathered in in_ranks(gathered_in_ranks, 2, tmp_path, count):
         assert gathered == [[row, row] for row in range(count)]
 
 
-def test_both_evaluations_write_the_same_json_twice_and_in_two_ranks(root: Path, tmp_path: Path) -> None:
-    one = in_ranks(results_in_ranks, 1, tmp_path / "1", str(root), str(tmp_path / "cache-1"))[0]
-    again = in_ranks(results_in_ranks, 1, tmp_path / "2", str(root), str(tmp_path / "cache-2"))[0]
-    assert one == again
-    assert in_ranks(results_in_ranks, 2, tmp_path / "3", str(root), str(tmp_path / "cache-3")) == [one, one]
+def test_both_evaluations_write_the_same_json_twice(root: Path, tmp_path: Path) -> None:
+    first, second = (results_in_ranks(str(root), str(tmp_path / cache)) for cache in ("first", "second"))
+    assert first == second
+    assert len(first) == 2
+
+
+@pytest.mark.slow
+def test_a_damaged_image_stops_both_ranks(root: Path, tmp_path: Path) -> None:
+    shutil.copytree(root, tmp_path / "pictures")
+    damaged = max((tmp_path / "pictures/train").rglob("*.JPEG"))
+    damaged.write_bytes(b"\xff\xd8\xff no image")
+    errors = in_ranks(error_in_ranks, 2, tmp_path / "ranks", str(tmp_path / "pictures"), str(tmp_path / "cache"))
+    assert errors[0] == errors[1]
+    assert f"{damaged.name}: cannot be decoded" in errors[0]
+
+
+@pytest.mark.slow
+def test_both_evaluations_write_the_same_json_in_two_ranks(root: Path, tmp_path: Path) -> None:
+    alone_ = results_in_ranks(str(root), str(tmp_path / "one"))
+    assert in_ranks(results_in_ranks, 2, tmp_path, str(root), str(tmp_path / "two")) == [alone_, alone_]
 
 
 def test_perfect_features_give_100_and_constant_ones_a_third(root: Path, tmp_path: Path) -> None:
@@ -123,6 +144,28 @@ def test_the_result_says_what_was_chosen_and_how(root: Path, tmp_path: Path) -> 
     assert result_json(evaluate_linear(linear_config(root, tmp_path, epochs=3), tiny_model(), alone())) == result_json(
         result
     )
+
+
+def test_another_training_has_another_folder(root: Path, tmp_path: Path) -> None:
+    train, val = open_splits(root)
+    features = FrozenFeatures(tiny_model(), "cls", side_px=224, device=torch.device("cpu"))
+    schedule = Schedule(rates=(0.1,), epochs=2, global_batch=4, seed=0)
+    folders = {
+        folder_for(tmp_path, features, train, val, schedule),
+        folder_for(tmp_path, features, val, train, schedule),
+        folder_for(tmp_path, features, train, val, replace(schedule, epochs=3)),
+        folder_for(tmp_path, features, train, val, replace(schedule, rates=(0.2,))),
+        folder_for(tmp_path, features, train, val, replace(schedule, seed=1)),
+        folder_for(
+            tmp_path,
+            FrozenFeatures(tiny_model(), "mean", side_px=224, device=torch.device("cpu")),
+            train,
+            val,
+            schedule,
+        ),
+    }
+    assert len(folders) == 6
+    assert folder_for(tmp_path, features, train, val, schedule) in folders
 
 
 def test_crisps_own_setting_and_ibots_grid() -> None:

@@ -10,9 +10,9 @@ import tyro
 from numpy.typing import NDArray
 from torch import Tensor
 
-from crisp.distributed import World, gather_over_ranks
+from crisp.distributed import World
 from crisp.evals.results import ModelFacts, Result, Score, print_result, write_result
-from crisp.evals.running import evaluation_world
+from crisp.evals.running import evaluation_world, from_main, together
 from crisp.evals.segmentation import protocol
 from crisp.evals.segmentation.config import SegLinearConfig
 from crisp.evals.segmentation.logistic import LogisticModel, fit_logistic
@@ -56,13 +56,13 @@ def evaluate_linear(config: SegLinearConfig, model: FrozenModel, world: World) -
     held_out: Mapping[float, float] = {}
     best = config.cs[0]
     if len(config.cs) > 1:
-        mine = _learn(list(config.cs[world.rank :: world.size]), prepared, prepared.fit, config, world)
-        learnt = {c: one for share in gather_over_ranks(mine) for c, one in share.items()}
+        mine = list(config.cs[world.rank :: world.size])
+        shares = together(lambda: _learn(mine, prepared, prepared.fit, config, world))
+        learnt = {c: one for share in shares for c, one in share.items()}
         held_out = _score({c: learnt[c] for c in config.cs}, prepared, prepared.train, prepared.held_out, world)
         best = max(config.cs, key=held_out.__getitem__)  # the first of equals
-    # One rank alone: the others' sums could differ in the last bit, and then so would the model.
-    ours = _learn([best], prepared, prepared.train.images, config, world) if world.is_main else {}
-    learnt = gather_over_ranks(ours)[0]
+    # One rank alone: sums of others could differ in the last bit, and then so would the model.
+    learnt = from_main(world, lambda: _learn([best], prepared, prepared.train.images, config, world))
     score = _score(learnt, prepared, prepared.val, prepared.val.images, world)[best]
     return Result(
         task=TASK,

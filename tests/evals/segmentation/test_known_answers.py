@@ -86,8 +86,8 @@ def test_a_neighbour_carries_the_pixels_of_its_patch(tmp_path: Path) -> None:
 
 
 def test_an_ignored_label_that_neighbours_carry_adds_a_class(tmp_path: Path) -> None:
-    """Of every patch of train a quarter is ignored, below half of them label 0; in val all is labelled. What is predicted
-    there has no hits, but is averaged: IoU of label g is 3/4 for four labels, and a fifth has 0."""
+    """A quarter of every patch of train is ignored, in val all is labelled. What is predicted there has no hits, but is
+    averaged: the IoU of the four labels is 3/4, that of a fifth is 0."""
     root = tiny.write_folder(tmp_path / "data", ids=range(4))
     for path in sorted((root / "annotations/train").iterdir()):
         ids = np.asarray(Image.open(path)).copy()
@@ -157,7 +157,7 @@ def test_the_seed_draws_another_tenth(tmp_path: Path) -> None:
 
 
 def test_an_interrupted_evaluation_goes_on(tmp_path: Path) -> None:
-    """20 images in chunks of 4: what the first try finished is not computed again, nor is anything by the other task."""
+    """20 images in chunks of 4: what the first try finished is not computed again, nor anything by the other task."""
     root = tiny.write_folder(tmp_path / "data", train=12, val=8)
     config = SegKnnConfig(
         weights="gray:", data=root, cache=tmp_path / "cache", image_px=tiny.SIDE_PX, dataset="folder", batch=1, ks=(1,)
@@ -185,7 +185,10 @@ def _both(root: str, cache: str) -> list[str]:
     by_regression = SegLinearConfig(cs=(0.1, 1.0, 10.0), max_iter=50, **shared)
     texts = []
     with evaluation_world(by_neighbours) as world:
-        for perfect in (True, False):  # a constant model's neighbours are all ties: what differs between ranks would show
+        for perfect in (
+            True,
+            False,
+        ):  # a constant model's neighbours are all ties: what differs between ranks would show
             model = tiny.gray_model(perfect=perfect)
             texts.append(result_json(evaluate_knn(by_neighbours, model, world)))
             texts.append(result_json(evaluate_linear(by_regression, model, world)))

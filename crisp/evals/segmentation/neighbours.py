@@ -16,9 +16,8 @@ into blocks b of `BLOCK` patches.
 """
 
 import logging
+import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Literal, get_args
@@ -29,6 +28,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from crisp.errors import CrispError
+from crisp.evals.segmentation.precision import exact_products
 
 log = logging.getLogger(__name__)
 
@@ -37,14 +37,19 @@ DISTANCES: tuple[Distance, ...] = get_args(Distance)
 KEY_CHUNK = 262_144
 QUERY_CHUNK = 1024
 BLOCK = 32
-TILE = 8192
-"""Patches per matrix product: with 1024 queries its result takes 16 MB in bfloat16, read again while it is in cache"""
+TILE = 4096
+"""Patches per matrix product: with 1024 queries its result takes 8 MB in bfloat16, read again while it is in cache"""
 BLOCKS_AT_ONCE = 16_384
-PAIRS_AT_ONCE = 4096
-"""Pairs evaluated in float64 at a time: 3 × 12 MB at D = 384"""
+QUERIES_AT_ONCE = 64
+"""Queries whose block maxima are looked at together"""
+PAIRS_AT_ONCE = 1024
+"""Pairs evaluated in float64 at a time: 3 × 3 MB at D = 384"""
 SLACK = 2e-6
 """Relative, for the float32 in which bounds are computed: 16 roundings of 2⁻²³"""
 TINY = 1e-30
+"""Vectors shorter than this count as zero"""
+LONGEST = 1e15
+"""Squares of lengths have to fit float32"""
 
 
 @torch.no_grad()
@@ -95,15 +100,16 @@ def nearest(
     ours = [_Queries(part, dtype, screen) for part in queries.split(query_chunk)]
     found = [{name: _Best(len(part.exact), k, queries.device) for name in distances} for part in ours]
     rescreened = 0
-    with _exact_products(queries.device):
+    space = _Space(queries.device)
+    with exact_products(queries.device):
         for start in range(0, len(bank), key_chunk):
             features = rows(bank, start, start + key_chunk).to(queries.device, non_blocking=True)
             keys = _Keys(features, start, dtype)
             for part, best in zip(ours, found, strict=True):
-                candidates = _Candidates(part, keys, best, screen)
+                candidates = _Candidates(part, keys, best, screen, space)
                 if screen != torch.float32 and candidates.many:
                     rescreened += 1
-                    candidates = _Candidates(part, keys, best, torch.float32)
+                    candidates = _Candidates(part, keys, best, torch.float32, space)
                 candidates.settle()
     log.debug("%d × %d patches screened in %s, %d chunk(s) again in float32", *queries.shape, screen, rescreened)
     return {name: torch.cat([best[name].patches for best in found]) for name in distances}
@@ -135,34 +141,15 @@ def multiplies_bfloat16(device: torch.device) -> bool:
     return flags.exists() and not {"avx512_bf16", "amx_bf16"}.isdisjoint(flags.read_text().split())
 
 
-@contextmanager
-def _exact_products(device: torch.device) -> Iterator[None]:
-    """Products of float32 in float32, sums of bfloat16 products in float32: the bounds count on it."""
-    precision = torch.get_float32_matmul_precision()
-    reduced = torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction
-    torch.set_float32_matmul_precision("highest")
-    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
-    try:
-        with torch.autocast(device.type, enabled=False):
-            yield
-    finally:
-        torch.set_float32_matmul_precision(precision)
-        torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = reduced
-
-
-def _lengths(exact: Tensor) -> Tensor:
-    """[n] float64; in slices, since the whole in float64 is large."""
-    return torch.cat([torch.linalg.vector_norm(part.double(), dim=1) for part in exact.split(TILE)])
-
-
-def _finite(features: Tensor, dtype: torch.dtype, what: str) -> Tensor:
-    bad = int((~features.isfinite()).any(dim=1).sum())
-    if bad:
+def _lengths(exact: Tensor, what: str) -> Tensor:
+    """[n] float64, finite; in slices that fit a cache, since the whole in float64 is large."""
+    lengths = torch.cat([torch.linalg.vector_norm(part.double(), dim=1) for part in exact.split(1024)])
+    if bad := int((~(lengths < LONGEST)).sum()):
         raise CrispError(
-            f"{bad} of {len(features)} features of {what} are not finite, so the backbone has diverged; "
-            f"evaluate an earlier checkpoint"
+            f"{bad} of {len(exact)} features of {what} are not finite or longer than {LONGEST:g}, so the backbone has "
+            f"diverged; evaluate an earlier checkpoint"
         )
-    return features.to(dtype).float()
+    return lengths
 
 
 def _unit(exact: Tensor, lengths: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -176,8 +163,8 @@ class _Queries:
     """Some queries: as given, their lengths, and as unit vectors for the screening."""
 
     def __init__(self, features: Tensor, dtype: torch.dtype, screen: torch.dtype) -> None:
-        self.exact = _finite(features, dtype, "the images to label")  # [q, D] float32
-        self.lengths = _lengths(self.exact)  # [q] float64
+        self.exact = features.to(dtype).float()  # [q, D]
+        self.lengths = _lengths(self.exact, "the images to label")  # [q] float64
         self.units = {kind: _unit(self.exact, self.lengths, kind) for kind in {screen, torch.float32}}
 
 
@@ -190,33 +177,34 @@ class _Keys:
     """
 
     def __init__(self, features: Tensor, start: int, dtype: torch.dtype) -> None:
-        features = _finite(features, dtype, f"the bank (rows from {start} on)")
-        lengths = _lengths(features)
-        count = len(features)
-        self.tiles = -(-count // TILE)
-        self.blocks = -(-count // (self.tiles * BLOCK))
-        order = lengths.argsort(stable=True)
-        missing = self.tiles * self.blocks * BLOCK - count
-        order = torch.cat([order, order[-1:].expand(missing)])
-        patches = torch.arange(start, start + count, device=features.device)[order]
-        patches[count:] = -1
-        grouped = lengths[order].view(self.blocks, self.tiles, BLOCK)
+        self.exact = features.to(dtype).float()  # [n, D]
+        self.lengths = _lengths(self.exact, f"the bank (rows from {start} on)")  # [n] float64
+        self.start, self.count = start, len(features)
+        self.tiles = -(-self.count // TILE)
+        self.blocks = -(-self.count // (self.tiles * BLOCK))
+        order = self.lengths.argsort(stable=True)
+        missing = self.tiles * self.blocks * BLOCK - self.count
+        padded = torch.cat([order, order[-1:].expand(missing)])
+        grouped = self.lengths[padded].view(self.blocks, self.tiles, BLOCK)
         self.shortest = grouped.amin(dim=2).T.flatten().float()  # [tiles · blocks]
         self.longest = grouped.amax(dim=2).T.flatten().float()
-        arranged = torch.arange(len(order), device=features.device)
-        arranged = arranged.view(self.blocks, self.tiles, BLOCK).permute(1, 2, 0).flatten()
-        self.count = count
-        self.patches = patches[arranged]  # [tiles · BLOCK · blocks] int64, −1 for a copy
-        self.copies = (self.patches < 0).view(self.tiles, -1)
-        self.exact = features[order[arranged]]  # float32
-        self.lengths = lengths[order[arranged]]  # float64
+        padded[self.count :] += self.count  # marks the copies
+        arranged = padded.view(self.blocks, self.tiles, BLOCK).permute(1, 2, 0).reshape(self.tiles, -1)
+        self.copies = arranged >= self.count  # [tiles, T]
+        self.rows = arranged - self.count * self.copies  # [tiles, T] int64: where in the chunk
+        self.has_copies = missing > 0
         self._units: dict[torch.dtype, tuple[Tensor, float]] = {}
 
     def units(self, dtype: torch.dtype) -> tuple[Tensor, float]:
         """Unit vectors [tiles, T, D] in a type, and the greatest length that rounding cut off."""
         if dtype not in self._units:
-            unit, cut = _unit(self.exact, self.lengths, dtype)
-            self._units[dtype] = unit.view(self.tiles, -1, unit.shape[1]), float(cut.max())
+            units = torch.empty(*self.rows.shape, self.exact.shape[1], dtype=dtype, device=self.exact.device)
+            cut = self.lengths.new_zeros((), dtype=torch.float32)
+            for arranged, rows_ in zip(units.flatten(0, 1).split(1024), self.rows.flatten().split(1024), strict=True):
+                rounded, lost = _unit(self.exact[rows_], self.lengths[rows_], dtype)
+                arranged.copy_(rounded)
+                cut = torch.maximum(cut, lost.max())
+            self._units[dtype] = units, float(cut)
         return self._units[dtype]
 
 
@@ -243,113 +231,127 @@ class _Best:
         self.scores, self.patches = scores[kept].view(count, k), patches[kept].view(count, k)
 
 
-@dataclass(frozen=True, slots=True)
-class _Bar:
-    """What a score must reach, per query [q, 1] float32."""
-
-    cosine: Tensor | None
-    l2: Tensor | None
-
-
 class _Candidates:
     """What of a chunk may be among the nearest of some queries.
 
     Scores: cosine, and for "l2" the product less half the squared length of the patch, which orders as the distance does.
     """
 
-    def __init__(self, ours: _Queries, keys: _Keys, best: dict[Distance, _Best], screen: torch.dtype) -> None:
+    def __init__(
+        self, ours: _Queries, keys: _Keys, best: dict[Distance, _Best], screen: torch.dtype, space: "_Space"
+    ) -> None:
         self._ours, self._keys, self._best = ours, keys, best
         self._length = ours.lengths.float()[:, None]  # [q, 1]
         unit, cut = ours.units[screen]
         key_units, key_cut = keys.units(screen)
-        width = unit.shape[1]
+        count, width = unit.shape
         # Σ|x·y| of unit vectors is at most 1; a sum of D terms loses at most D roundings of it, here with a factor of 4
         # for units that truncate; a bfloat16 result loses half of its last of 8 bits.
         lost = 4 * width * 2.0**-24 + SLACK + (1.01 * 2.0**-9 if screen == torch.bfloat16 else 0.0)
         self._margin = (key_cut + cut * (1 + key_cut) + lost)[:, None]  # [q, 1], in units of cosine
-        self._products = torch.empty(
-            keys.tiles, len(unit), BLOCK, keys.blocks, dtype=screen, device=unit.device
-        )  # [t, q, i, b]
-        largest = torch.empty(len(unit), keys.tiles, keys.blocks, device=unit.device)
+        self._products = space.take((keys.tiles, count, BLOCK, keys.blocks), screen)  # [t, q, i, b]
+        largest = torch.empty(count, keys.tiles, keys.blocks, device=unit.device)
         for tile, products in enumerate(self._products):
-            torch.mm(unit, key_units[tile].T, out=products.view(len(unit), -1))
-            if keys.copies[tile].any():
-                products.view(len(unit), -1)[:, keys.copies[tile]] = -torch.inf
+            torch.mm(unit, key_units[tile].T, out=products.view(count, -1))
+            if keys.has_copies:
+                products.view(count, -1)[:, keys.copies[tile]] = -torch.inf
             largest[:, tile] = products.amax(dim=1)
-        self._choose(largest.flatten(1))
-        self.many = len(self._chosen) > len(unit) * max(4 * best_k(best), keys.count // 128)
+        self._k = next(iter(best.values())).scores.shape[1]
+        self._bars: dict[Distance, Tensor] = {}
+        parts = [self._choose(largest[part].flatten(1), part) for part in _slices(count, QUERIES_AT_ONCE)]
+        self._chosen = torch.cat(parts)  # [P, 2]: query, block; by query
+        self.many = len(self._chosen) > count * max(4 * self._k, keys.count // 128)
         """So many that a finer screening costs less than looking at them"""
 
-    def _choose(self, largest: Tensor) -> None:
-        """Blocks whose largest product [q, blocks] may belong to a neighbour.
+    def _choose(self, largest: Tensor, part: slice) -> Tensor:
+        """Blocks whose largest product [q, blocks] may belong to a neighbour, for some of the queries.
 
         The k-th largest maximum, taken as low as it may be, bounds the k-th place from below: there are k patches that
         reach it.
         """
-        keys, length, k = self._keys, self._length, best_k(self._best)
+        keys, length, margin = self._keys, self._length[part], self._margin[part]
+        worse, better = largest - margin, largest + margin
         chosen = torch.zeros_like(largest, dtype=torch.bool)
-        bars: dict[Distance, Tensor] = {}
         for name, best in self._best.items():
-            bar = best.scores[:, -1:]
-            if name == "cosine":
-                lowest, highest = largest - self._margin, largest + self._margin
-            else:
-                worse, better = largest - self._margin, largest + self._margin
+            lowest, highest = worse, better
+            if name == "l2":
                 lowest = torch.minimum(worse * keys.shortest, worse * keys.longest).mul_(length)
                 lowest -= keys.longest.square() * (0.5 * (1 + SLACK))
                 highest = torch.maximum(better * keys.shortest, better * keys.longest).mul_(length)
                 highest -= keys.shortest.square() * (0.5 * (1 - SLACK))
-            if largest.shape[1] >= k:
-                bar = torch.maximum(bar, lowest.topk(k, dim=1).values[:, -1:])
-            bars[name] = (bar - SLACK * bar.abs()).float()
-            chosen |= highest >= bars[name]
-        self._bar = _Bar(bars.get("cosine"), bars.get("l2"))
-        self._chosen = chosen.nonzero()  # [P, 2]: query, block; by query
+            bar = best.scores[part, -1:]
+            if largest.shape[1] >= self._k:
+                bar = torch.maximum(bar, lowest.topk(self._k, dim=1).values[:, -1:])
+            bar = (bar - SLACK * bar.abs()).float()
+            self._bars.setdefault(name, torch.empty_like(self._length))[part] = bar
+            chosen |= highest >= bar
+        found = chosen.nonzero()
+        found[:, 0] += part.start
+        return found
 
     def settle(self) -> None:
         """Evaluate what may be near in float64, and keep the best."""
         for blocks in self._chosen.split(BLOCKS_AT_ONCE):
-            queries, positions = self._near(blocks)
+            queries, found = self._near(blocks)
             scores: dict[Distance, list[Tensor]] = {name: [] for name in self._best}
-            for pair in torch.arange(len(queries), device=queries.device).split(PAIRS_AT_ONCE):
-                for name, values in self._exact_scores(queries[pair], positions[pair]).items():
+            for part in _slices(len(queries), PAIRS_AT_ONCE):
+                for name, values in self._exact_scores(queries[part], found[part]).items():
                     scores[name].append(values)
             for name, best in self._best.items():
                 if scores[name]:
-                    best.merge(queries, torch.cat(scores[name]), self._keys.patches[positions])
+                    best.merge(queries, torch.cat(scores[name]), found + self._keys.start)
 
     def _near(self, blocks: Tensor) -> tuple[Tensor, Tensor]:
-        """Pairs [P] of query and position in the chunk, of these blocks, that the bound does not exclude."""
+        """Pairs [P] of query and row of the chunk, of these blocks, that the bound does not exclude."""
         keys = self._keys
         query, block = blocks.T
         tile, block = block // keys.blocks, block % keys.blocks
         members = torch.arange(BLOCK, device=blocks.device)
-        position = (tile * BLOCK)[:, None].add(members).mul_(keys.blocks).add_(block[:, None])  # [P, BLOCK]
-        product = self._products[tile[:, None], query[:, None], members, block[:, None]].float() + self._margin[query]
-        near = torch.zeros_like(position, dtype=torch.bool)
-        if self._bar.cosine is not None:
-            near |= product >= self._bar.cosine[query]
-        if self._bar.l2 is not None:
-            length = keys.lengths[position].float()
-            product = product * length * self._length[query] - length.square() * (0.5 * (1 - SLACK))
-            near |= product >= self._bar.l2[query]
-        near &= keys.patches[position] >= 0
+        product = self._products[tile[:, None], query[:, None], members, block[:, None]].float()  # [P, BLOCK]
+        product += self._margin[query]
+        near = torch.zeros_like(product, dtype=torch.bool)
+        place = (members * keys.blocks).add(block[:, None])
+        found = keys.rows[tile[:, None], place]
+        for name, bar in self._bars.items():
+            if name == "cosine":
+                near |= product >= bar[query]
+            else:
+                length = keys.lengths[found].float()
+                score = product * length * self._length[query] - length.square() * (0.5 * (1 - SLACK))
+                near |= score >= bar[query]
+        if keys.has_copies:
+            near &= ~keys.copies[tile[:, None], place]
         pair, member = near.nonzero(as_tuple=True)
-        return query[pair], position[pair, member]
+        return query[pair], found[pair, member]
 
-    def _exact_scores(self, queries: Tensor, positions: Tensor) -> dict[Distance, Tensor]:
+    def _exact_scores(self, queries: Tensor, found: Tensor) -> dict[Distance, Tensor]:
         """[P] float64 by distance. Each is computed alike wherever it stands, so equal features give equal scores."""
         ours, keys = self._ours, self._keys
-        product = (ours.exact[queries].double() * keys.exact[positions].double()).sum(dim=1)
+        product = (ours.exact[queries].double() * keys.exact[found].double()).sum(dim=1)
         scores: dict[Distance, Tensor] = {}
         for name in self._best:
             if name == "cosine":
-                scores[name] = product / (ours.lengths[queries] * keys.lengths[positions]).clamp_min(TINY)
+                lengths = ours.lengths[queries].clamp_min(TINY) * keys.lengths[found].clamp_min(TINY)
+                scores[name] = product / lengths
             else:
-                scores[name] = product - keys.lengths[positions].square() / 2
+                scores[name] = product - keys.lengths[found].square() / 2
         return scores
 
 
-def best_k(best: dict[Distance, _Best]) -> int:
-    """k of a search."""
-    return next(iter(best.values())).scores.shape[1]
+class _Space:
+    """Memory for the products, kept: to get and clear it anew for each chunk takes a sixth of the time."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._bytes = torch.empty(0, dtype=torch.uint8, device=device)
+
+    def take(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """An uninitialised tensor, valid until the next is taken."""
+        size = math.prod(shape) * dtype.itemsize
+        if len(self._bytes) < size:
+            self._bytes = torch.empty(size, dtype=torch.uint8, device=self._device)
+        return self._bytes[:size].view(dtype).view(shape)
+
+
+def _slices(count: int, step: int) -> Iterator[slice]:
+    return (slice(start, min(start + step, count)) for start in range(0, count, step))

@@ -13,10 +13,10 @@ from rich.text import Text
 from crisp.errors import CrispError
 from crisp.evals.config import EvalConfig
 from crisp.evals.paper import COLUMNS, ROWS, TITLES
-from crisp.evals.results import DIGITS, Score, write_whole
+from crisp.evals.results import DIGITS, Score, summary, write_whole
 from crisp.evals.running import evaluation_world
 from crisp.evals.suite import Evaluation, Outcome, failures, find_data, run_suite
-from crisp.evals.tables import POINT_NOTE, Column, compare, figure, markdown_table, print_comparison
+from crisp.evals.tables import POINT_NOTE, Column, compare, markdown_table, print_comparison
 from crisp.models.frozen import FrozenModel
 
 log = logging.getLogger(__name__)
@@ -105,18 +105,19 @@ def paper_tables(outcomes: Sequence[Outcome]) -> dict[int, list[Column]]:
     return tables
 
 
-def _others(outcomes: Sequence[Outcome]) -> list[tuple[str, str, str]]:
-    """Task on data set, metric and figure of each score that none of the paper's tables has."""
+def _others(outcomes: Sequence[Outcome]) -> list[tuple[str, str]]:
+    """Task on data set, and in a line its scores that none of the paper's tables has."""
     in_tables = {column[:3] for columns in COLUMNS.values() for column in columns}
-    return [
-        (f"{task} on {dataset}", metric, figure(score.value, score.std))
-        for (task, dataset, metric), score in _scores(outcomes).items()
-        if (task, dataset, metric) not in in_tables
-    ]
+    lines = []
+    for result in (result for outcome in outcomes for result in outcome.results):
+        metrics = [m for m in result.headline() if (result.task, result.dataset, m) not in in_tables]
+        if metrics:
+            lines.append((f"{result.task} on {result.dataset}", summary(result, metrics)))
+    return lines
 
 
 def _notes(outcomes: Sequence[Outcome]) -> list[str]:
-    return list(dict.fromkeys(o.evaluation.note for o in outcomes if o.results and o.evaluation.note))
+    return list(dict.fromkeys(outcome.note for outcome in outcomes if outcome.note))
 
 
 def write_report(out: Path, model: FrozenModel, outcomes: Sequence[Outcome]) -> Path:
@@ -174,7 +175,7 @@ def _report_markdown(model: FrozenModel, outcomes: Sequence[Outcome]) -> str:
         parts.append(POINT_NOTE)
     parts += [f"{note}\n" for note in _notes(outcomes)]
     if others := _others(outcomes):
-        parts += ["## Beside the paper's tables\n", markdown_table(["evaluation", "metric", "%"], others)]
+        parts += ["## Beside the paper's tables\n", markdown_table(["evaluation", "%"], others)]
     if problems := [o for o in outcomes if o.problem]:
         parts.append("## Not run\n")
         parts.append("".join(f"- {o.evaluation.name}: {o.problem}\n" for o in problems))
@@ -186,13 +187,13 @@ def print_report(model: FrozenModel, outcomes: Sequence[Outcome], console: Conso
     """The tables on a terminal of 80 columns or more, then what was not run and why."""
     console = console or Console(highlight=False)
     for table, columns in paper_tables(outcomes).items():
-        console.print(Text(f"\n{TITLES[table]}", style="bold"))
+        console.print(Text(f"\n{TITLES[table]} (ours minus the paper's)", style="bold"))
         measured = [column for column in columns if column.value is not None]
         print_comparison(console, model.name, measured)
     for note in _notes(outcomes):
         console.print(Text(note))
-    for name, metric, shown in _others(outcomes):
-        console.print(Text(f"{name}: {metric} {shown}"))
+    for name, shown in _others(outcomes):
+        console.print(Text(f"{name}: {shown}"))
     for outcome in outcomes:
         if outcome.problem:
             kind = "failed" if outcome.failed else "skipped"

@@ -21,9 +21,13 @@ Backbone = Callable[[Tensor], Tensor]
 """Images [B, 3, H, W] float32, normalised → features [B, D]"""
 
 Tokens = Literal["cls", "cls-last-4", "cls-mean", "mean"]
-"""What becomes an image's feature, of tokens after the final norm. cls: the last block's [CLS] (D wide); cls-last-4: the
-last 4 blocks' [CLS] side by side, the last one at the end (4·D); cls-mean: the last block's [CLS], then the mean of its
-patches (2·D); mean: the mean of the last block's patches (D)"""
+"""What becomes an image's feature, of tokens after the final norm:
+
+cls: the last block's [CLS] (D wide).
+cls-last-4: the last 4 blocks' [CLS] side by side, the last one at the end (4·D).
+cls-mean: the last block's [CLS], then the mean of its patches (2·D).
+mean: the mean of the last block's patches (D).
+"""
 
 LAST_BLOCKS = 4
 """Of `cls-last-4`"""

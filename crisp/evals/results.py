@@ -205,6 +205,12 @@ def result_markdown(result: Result) -> str:
     return "\n".join(parts)
 
 
+def summary(result: Result, metrics: Sequence[str] | None = None) -> str:
+    """`J&F 62.1, J 60.4`: the scores to compare in a line, or some of them."""
+    shown = {m: score for m, score in result.headline().items() if metrics is None or m in metrics}
+    return ", ".join(f"{metric} {figure(score.value, score.std)}" for metric, score in shown.items())
+
+
 _NO_SCORES = "No scores: the truth of this split is hidden."
 
 
@@ -212,7 +218,8 @@ def print_result(result: Result, console: Console | None = None) -> None:
     """The comparison on a terminal of 80 columns or more, in several tables if it has many metrics; then the rest."""
     console = console or Console(highlight=False)
     columns = result_columns(result)
-    console.print(Text(f"{result.task} on {result.dataset}, percent" if columns else _NO_SCORES))
+    brackets = " (ours minus the paper's)" if any(column.paper for column in columns) else ""
+    console.print(Text(f"{result.task} on {result.dataset}, percent{brackets}" if columns else _NO_SCORES))
     print_comparison(console, result.model.name, columns)
     for score in _further(result, columns):
         console.print(Text(f"{score.metric} {figure(score.value, score.std)}  {describe(score.settings)}"))

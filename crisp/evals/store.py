@@ -16,6 +16,7 @@ import itertools
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -74,8 +75,9 @@ class FeatureStore:
             key: everything that the values depend on: fingerprints of weights and data, resolution, precision, …
             count: number of items, at least 1.
             fields: the arrays by name; the name becomes a file's.
-            compute: makes the items of a chunk. Floats must be finite.
-            chunk: items per call of `compute`; an interruption loses at most so many per rank.
+            compute: makes the items of a chunk. Floats must be finite. Its arrays are written while the next chunk is
+                computed, so it makes new ones each time.
+            chunk: items per call of `compute`; an interruption loses two chunks per rank at most.
             world: this rank's.
             title: what is computed, for the progress bar and for errors: `ADE20K train, DINO ViT-S/16`.
 
@@ -112,12 +114,19 @@ class FeatureStore:
         began_s = time.monotonic()
         with (
             entry.writer(world.rank) as write,
+            ThreadPoolExecutor(1) as pool,
             # The other ranks are taken to be as fast as this one.
             bar(title, items, silent=not world.is_main) as advance,
         ):
+            writing: Future[None] | None = None  # of the chunk before, while this one is computed
             for start, stop in lacking[world.rank :: world.size]:
-                write(start, _checked(compute(range(start, stop)), start, stop, entry.fields, title))
+                chunk = _checked(compute(range(start, stop)), start, stop, entry.fields, title)
+                if writing is not None:
+                    writing.result()
+                writing = pool.submit(write, start, chunk)
                 advance((stop - start) * world.size)
+            if writing is not None:
+                writing.result()
         if world.is_main:
             log.info("%s: computed in %s", title, describe_time(time.monotonic() - began_s))
 

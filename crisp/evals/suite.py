@@ -16,7 +16,7 @@ from typing import Any, Generic, TypeVar
 from crisp.distributed import World
 from crisp.errors import CrispError
 from crisp.evals.config import EvalConfig
-from crisp.evals.results import Result, print_result, read_result, write_result, write_whole
+from crisp.evals.results import Result, read_result, summary, write_result, write_whole
 from crisp.evals.running import from_main
 from crisp.models.frozen import FrozenModel
 
@@ -43,7 +43,7 @@ class Evaluation(Generic[C]):
     """The evaluation's own choices, from those of all and the folder that was found"""
     run: Callable[[C, FrozenModel, World], Sequence[Result]]
     """Collective; the same results on every rank"""
-    note: str = ""
+    note: Callable[[C], str] = lambda config: ""
     """What a reader must know who holds the figures against the paper's"""
 
     @property
@@ -58,6 +58,8 @@ class Outcome:
 
     evaluation: Evaluation[Any]
     results: Sequence[Result] = ()
+    note: str = ""
+    """The evaluation's, where there are results"""
     problem: str = ""
     """Why there are no results"""
     failed: bool = False
@@ -113,7 +115,7 @@ def run_suite(
             missing = f"no {evaluation.wanted} below {config.data}"
             outcomes.append(Outcome(evaluation=evaluation, problem=missing))
         elif results is not None:
-            outcomes.append(Outcome(evaluation=evaluation, results=results))
+            outcomes.append(Outcome(evaluation=evaluation, results=results, note=evaluation.note(own)))
         else:
             outcomes.append(_run(evaluation, own, key, model, world, ledger))
     return outcomes
@@ -134,8 +136,8 @@ def _run(
     results = from_main(world, lambda: ledger.write(evaluation.name, key, results))
     if world.is_main:
         for result in results:
-            print_result(result)
-    return Outcome(evaluation=evaluation, results=results)
+            log.info("%s on %s: %s", result.task, result.dataset, summary(result) or "no scores, its truth is hidden")
+    return Outcome(evaluation=evaluation, results=results, note=evaluation.note(own))
 
 
 def _log_plan(

@@ -12,6 +12,7 @@ from crisp.evals.paper import PaperRow
 MISSING = "–"
 _NAME_WIDTH = 26
 _GAP = 2
+_DIFFERENCE_WIDTH = len(" (−10.0)")
 
 POINT_NOTE = (
     "Some of the paper's figures lost their decimal point in the text that they were read from; it is put back "
@@ -82,7 +83,7 @@ def markdown_table(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
 
 
 def print_comparison(console: Console, name: str, columns: Sequence[Column]) -> None:
-    """On a terminal of 80 columns or more: in several tables where one is too wide."""
+    """On a terminal of 80 columns or more: in several tables where one is too wide, differences in brackets."""
     for group in _groups(name, columns, console.width):
         console.print(_terminal_table(compare(name, group)))
 
@@ -90,13 +91,23 @@ def print_comparison(console: Console, name: str, columns: Sequence[Column]) -> 
 def _terminal_table(cells: Cells) -> Table:
     heads, lines = cells
     table = Table(box=None, pad_edge=False, padding=(0, _GAP, 0, 0))
-    for i, head in enumerate(heads):
-        limit = _NAME_WIDTH if i == 0 else None
-        align = "right" if i > 1 else "left"
-        table.add_column(Text(head), justify=align, no_wrap=True, overflow="ellipsis", max_width=limit)  # type: ignore[arg-type]
-    for i, line in enumerate(lines):
-        table.add_row(*map(Text, line), style="bold" if i == 0 else None)
+    table.add_column(heads[0], no_wrap=True, overflow="ellipsis", max_width=_NAME_WIDTH)
+    table.add_column(heads[1], no_wrap=True)
+    joined = []
+    for i in range(2, len(heads), 2):
+        # The metric goes below what it is of, so that columns are as wide as their figures.
+        table.add_column(Text("\n".join(heads[i].rsplit(" ", 1))), no_wrap=True)
+        width = max(len(line[i].partition(" ")[0]) for line in lines)  # without a deviation
+        joined.append([_joined(line[i], line[i + 1], width) for line in lines])
+    for i, (line, *figures) in enumerate(zip(lines, *joined, strict=True)):
+        table.add_row(*map(Text, [*line[:2], *figures]), style="bold" if i == 0 else None)
     return table
+
+
+def _joined(shown: str, difference: str, width: int) -> str:
+    value, space, deviation = shown.partition(" ")
+    brackets = f"({difference})".rjust(_DIFFERENCE_WIDTH) if difference else ""
+    return value.rjust(width) + space + deviation + brackets
 
 
 def _groups(name: str, columns: Sequence[Column], width: int) -> Iterator[list[Column]]:

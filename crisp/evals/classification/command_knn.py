@@ -1,6 +1,7 @@
 """`crisp eval knn`: weighted k-NN on ImageNet, from all of its training images or from SimCLR's 1 % and 10 %."""
 
 import hashlib
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,8 @@ from crisp.evals.results import ModelFacts, Result, Score, print_result, write_r
 from crisp.evals.running import evaluation_world
 from crisp.evals.store import FeatureStore
 from crisp.models.frozen import FrozenModel
+
+log = logging.getLogger(__name__)
 
 TASK = "knn"
 
@@ -103,6 +106,8 @@ def evaluate_knn(config: KnnConfig, model: FrozenModel, world: World) -> list[Re
             voters = stored(train, f"train{bank.suffix}", bank.numbers)
         else:
             voters = everything if len(bank.numbers) == len(train) else everything[bank.numbers]
+        if world.is_main:
+            log.info("%s%s: %d images vote on %d", name, bank.suffix, len(bank.numbers), len(val))
         accuracy = _accuracy(config, voters, train.labels[bank.numbers], val_features, val, world)
         results.append(_result(config, f"{name}{bank.suffix}", model, features.tokens, train, val, bank, accuracy))
     return results

@@ -85,7 +85,7 @@ def _names_wordnet_ids(split: Path) -> bool:
     if (split / MANIFEST_FILE).is_file():
         classes = json.loads((split / MANIFEST_FILE).read_bytes()).get("classes", [])
         return bool(classes) and all(_WORDNET_ID.fullmatch(name) for name in classes)
-    return split.is_dir() and any(_WORDNET_ID.fullmatch(entry.name) for entry in os.scandir(split) if entry.is_dir())
+    return split.is_dir() and any(_WORDNET_ID.fullmatch(path.name) for path in list(split.iterdir()) if path.is_dir())
 
 
 def _open_folders(place: Path) -> LabelledImages:
@@ -154,7 +154,11 @@ def listed(images: LabelledImages, list_file: Path) -> NDArray[np.int64]:
         raise CrispError(f"{list_file}: not a readable list of file names ({error}); give SimCLR's list") from error
     if not names:
         raise CrispError(f"{list_file}: names no images; give SimCLR's list")
-    numbers = {name: number for number, name in enumerate(file_names(images))}
+    present = file_names(images)
+    numbers = {name: number for number, name in enumerate(present)}
+    if len(numbers) != len(present):
+        name = next(name for name, times in collections.Counter(present).items() if times > 1)
+        raise CrispError(f"{images.place}: {name!r} names several images, so a list of names is ambiguous")
     if unknown := [name for name in names if name not in numbers]:
         raise CrispError(
             f"{list_file}: {unknown[0]!r} is no image of {images.place}, and so {len(unknown)} of {len(names)} names; "
@@ -166,15 +170,16 @@ def listed(images: LabelledImages, list_file: Path) -> NDArray[np.int64]:
     counts = np.bincount(images.labels[chosen], minlength=len(images.classes))
     if empty := np.flatnonzero(counts == 0).tolist():
         raise CrispError(
-            f"{list_file}: no image of class {images.classes[empty[0]]!r}, and so for {len(empty)} classes; give a list "
-            f"that has each class"
+            f"{list_file}: no image of class {images.classes[empty[0]]!r}, and so for {len(empty)} classes; give a "
+            f"list that has each class"
         )
     return chosen
 
 
 def file_names(images: LabelledImages) -> list[str]:
-    """The name of each image's file in the source, without folders; of shards, those that their tars note (about a
-    minute for a million).
+    """The name of each image's file in the source, without folders.
+
+    Of shards, those that their tars note: about a minute for a million.
 
     Raises:
         CrispError: a tar that cannot be read.

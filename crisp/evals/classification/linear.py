@@ -3,7 +3,7 @@
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -105,7 +105,7 @@ class HeadTraining:
             epoch_done: called with the number of epochs done, after each one's checkpoint.
 
         Raises:
-            CrispError: an image that cannot be decoded, or a checkpoint that cannot be written.
+            CrispError: an image that cannot be decoded, or a checkpoint that cannot be written; on all ranks.
         """
         schedule, images = self._schedule, len(self._train)
         accuracy, losses = self._restore()
@@ -135,15 +135,25 @@ class HeadTraining:
         rates = self.heads.rates_at(epoch, schedule.epochs)
         total = torch.zeros(len(self.heads), dtype=torch.float64, device=world.device)
         images = prepared_batches(self._train.source, mine, prepare, threads=self._threads)
-        for piece, prepared in zip(pieces, images, strict=True):
-            features = gather_rows(self._forward(prepared), len(piece), world)
+        for piece in pieces:
+            features = gather_rows(self._next(images), len(piece), world)
             labels = torch.from_numpy(self._train.labels[piece]).to(world.device, non_blocking=True)
             total += self.heads.step(features, labels, rates).double() * len(piece)
             advance(1)
         return self._of_all_heads((total / len(order)).tolist())
 
-    def _forward(self, prepared: Tensor) -> Tensor:
-        """[m, F] of a rank's share of a global batch; m may be 0."""
+    def _next(self, images: Iterator[Tensor]) -> Tensor:
+        """[m, F] of a rank's share of the next global batch; m may be 0. An error of one rank is raised by all, so that
+        none waits for one that has left. Collective."""
+        prepared, problem = None, None
+        try:
+            prepared = next(images)
+        except CrispError as error:
+            problem = str(error)
+        for told in gather_over_ranks(problem):
+            if told is not None:
+                raise CrispError(told)
+        assert prepared is not None
         parts = [self._features(part) for part in prepared.split(self._batch) if len(part)]
         return torch.cat(parts) if parts else torch.empty(0, self._features.width, device=self._world.device)
 

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from crisp.distributed import World
+from crisp.distributed import World, gather_over_ranks
 from crisp.errors import CrispError
 from crisp.evals.config import EvalConfig
 from crisp.evals.features import FrozenFeatures, Tokens, has_cls
@@ -149,6 +149,8 @@ def evaluate_multilabel(config: MultilabelConfig, model: FrozenModel, world: Wor
         scores += [_low_shot_score(f"{metric}-{n}shot", values) for metric, values in _by_metric(of_draws)]
     full = score(None, config.seed)
     scores += [Score(metric=metric, value=100 * values[0]) for metric, values in _by_metric([full])]
+    # Ranks on other hardware may round otherwise: all take the main rank's.
+    scores = gather_over_ranks(scores)[0]
     return Result(
         task=TASK,
         dataset=RESULT_NAMES.get(data.name, data.name),

@@ -68,9 +68,7 @@ def _check_sequence(sequence: VideoSequence, data: VideoData) -> SequenceFacts:
             objects.setdefault(index, frame)
         if not objects:
             raise CrispError(f"{sequence.starts[frame]}: no object in this first mask; give one with an id above 0")
-    strangers = {
-        index for path in sequence.truths.values() for index in _ids(path, size, data) if index not in objects
-    }
+    strangers = {index for path in sequence.truths.values() for index in _ids(path, size, data) if index not in objects}
     if data.contiguous_ids:
         objects = dict.fromkeys(range(1, max(objects) + 1), 0)
     if strangers := strangers - objects.keys():

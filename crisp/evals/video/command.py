@@ -76,8 +76,8 @@ def evaluate_video(config: VideoConfig, model: FrozenModel, world: World, *, dat
         names the archives.
 
     Raises:
-        CrispError: of the data, before anything is computed; layers that the model lacks; a disk that cannot be written;
-            in several ranks, the first one's.
+        CrispError: of the data, before anything is computed; layers that the model lacks; a disk that cannot be
+            written; in several ranks, the first one's.
     """
     data = data or list_data(config)
     if config.layers > model.backbone.depth:

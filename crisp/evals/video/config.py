@@ -40,9 +40,7 @@ class VideoConfig(EvalConfig):
             raise CrispError(f"layers={self.layers}: must be at least 1")
         splits = LAYOUTS[self.dataset].splits
         if self.split and self.split not in splits:
-            raise CrispError(
-                f"split={self.split}: {self.dataset} has no such split; choose one of {', '.join(splits)}"
-            )
+            raise CrispError(f"split={self.split}: {self.dataset} has no such split; choose one of {', '.join(splits)}")
 
     @property
     def split_or_default(self) -> str:

@@ -38,9 +38,11 @@ def frame_size(path: Path) -> tuple[int, int]:
     """Height and width in pixels of a frame as it is decoded (turned as its EXIF says), from its header.
 
     Raises:
-        CrispError: not an image.
+        CrispError: not an image, or a JPEG that is cut short, of which OpenCV would make up the rest.
     """
     try:
+        if path.suffix.lower() in (".jpg", ".jpeg") and not _has_its_end(path):
+            raise CrispError(f"{path}: this frame is cut short; unpack the frames again")
         with Image.open(path) as image:
             width, height = image.size
             if image.getexif().get(_EXIF_ORIENTATION) in _LYING_ON_ITS_SIDE:
@@ -48,6 +50,13 @@ def frame_size(path: Path) -> tuple[int, int]:
     except OSError as error:
         raise CrispError(f"{path}: cannot be read as a frame ({error}); unpack the frames again") from error
     return height, width
+
+
+def _has_its_end(path: Path) -> bool:
+    """Whether a JPEG's end marker is near its end: within its data those two bytes do not occur."""
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - 4096))
+        return b"\xff\xd9" in file.read()
 
 
 def prepared_size(height_px: int, width_px: int, *, size: Size, patch_px: int) -> tuple[int, int]:

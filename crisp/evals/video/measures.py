@@ -1,7 +1,7 @@
 """Region similarity J and contour accuracy F of one object, and their statistics over frames, as DAVIS defines them.
 
-Perazzi et al., "A Benchmark Dataset and Evaluation Methodology for Video Object Segmentation", CVPR 2016; statistics and
-border cases as the toolkit of DAVIS-2017 has them.
+Perazzi et al., "A Benchmark Dataset and Evaluation Methodology for Video Object Segmentation", CVPR 2016; statistics
+and border cases as the toolkit of DAVIS-2017 has them.
 """
 
 import math

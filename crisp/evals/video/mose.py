@@ -46,9 +46,9 @@ def read_mose(root: Path, split: str) -> VideoData:
 def is_mose(root: Path, split: str = "valid") -> bool:
     """Whether a folder holds this split of MOSE, which is YouTube-VOS's layout without a meta.json."""
     folder = root / (split if split in _HIDDEN else "train")
-    return all((folder / name).is_dir() for name in ("JPEGImages", "Annotations")) and not (
-        folder / "meta.json"
-    ).exists()
+    return (
+        all((folder / name).is_dir() for name in ("JPEGImages", "Annotations")) and not (folder / "meta.json").exists()
+    )
 
 
 def _sequence(folder: Path, name: str, *, hidden: bool) -> VideoSequence:

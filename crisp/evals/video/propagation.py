@@ -5,7 +5,7 @@ C channels (background first), h×w patches, D width.
 """
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,49 +25,58 @@ TILE_PATCHES = 8
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SoftMask:
-    """A frame's labels."""
+    """A frame's labels of the objects that were given in one and the same frame."""
 
     ids: tuple[int, ...]
     """Object of each channel after the background's"""
     values: Tensor
-    """[1 + objects, h, w] float, sums to 1 over channels"""
+    """[1 + objects, h, w] float; they sum to 1 over channels"""
 
 
-def propagate(features: Iterable[Tensor], starts: Mapping[int, NDArray[np.uint8]]) -> Iterator[SoftMask | None]:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Group:
+    """Objects that were given together, and what a frame takes their labels from: (features, labels) of frames."""
+
+    ids: tuple[int, ...]
+    first: tuple[Tensor, Tensor]
+    """The frame where they were given"""
+    queue: deque[tuple[Tensor, Tensor]]
+    """The last 7 after it; starts empty"""
+
+    def propagate(self, feature: Tensor) -> SoftMask:
+        """Labels of a frame's features [h, w, D]."""
+        features, labels = zip(self.first, *self.queue, strict=True)
+        return SoftMask(ids=self.ids, values=propagate_labels(feature, torch.stack(features), torch.stack(labels)))
+
+
+def propagate(features: Iterable[Tensor], starts: Mapping[int, NDArray[np.uint8]]) -> Iterator[list[SoftMask]]:
     """Soft masks of a sequence, frame by frame.
 
-    The context of a frame is every frame where objects were given, and the last 7 others, from a queue that starts
-    empty. A frame with given objects is never queued. Of a later such frame, the given objects are as given and the rest is
-    propagated; it stays in the context as the first frame does, since it is the first one of its objects.
+    Objects that are given in one frame are propagated together: from that frame, which is never queued, and from the
+    last 7 frames after it. Those given in another frame are propagated beside them, in the same way: a frame from
+    before an object was given says nothing about it. Where a later object is given, the earlier ones are not.
 
     Args:
         features: [h, w, D] of each frame.
         starts: frame → ids [H, W] at the original size; an id that was given before is ignored.
 
     Yields:
-        The frame's mask; None before the first start.
+        The frame's masks, one for each frame that objects were given in so far.
     """
-    given: list[tuple[Tensor, Tensor]] = []
-    queue: deque[tuple[Tensor, Tensor]] = deque(maxlen=QUEUE_FRAMES)
-    ids: tuple[int, ...] = ()
+    groups: list[_Group] = []
     for frame, raw in enumerate(features):
         feature = F.normalize(raw, dim=-1)
-        mask: SoftMask | None = None
-        if context := [*given, *queue]:
-            values = propagate_labels(
-                feature,
-                torch.stack([feature for feature, _ in context]),
-                torch.stack([with_channels(values, 1 + len(ids)) for _, values in context]),
-            )
-            mask = SoftMask(ids=ids, values=values)
-        new = new_objects(starts[frame], ids) if frame in starts else ()
+        masks = [group.propagate(feature) for group in groups]
+        new = new_objects(starts[frame], masks) if frame in starts else ()
         if new:
-            mask = add_objects(mask, starts[frame], new, grid=feature.shape[:2], like=feature)
-            ids = mask.ids
-            given.append((feature, mask.values))
-        elif mask is not None:
-            queue.append((feature, mask.values))
-        yield mask
+            given = given_labels(starts[frame], new, grid=feature.shape[:2], like=feature)
+            masks = [SoftMask(ids=mask.ids, values=_make_room(mask.values, given)) for mask in masks]
+        for group, mask in zip(groups, masks, strict=True):
+            group.queue.append((feature, mask.values))
+        if new:
+            groups.append(_Group(ids=new, first=(feature, given), queue=deque(maxlen=QUEUE_FRAMES)))
+            masks.append(SoftMask(ids=new, values=given))
+        yield masks
 
 
 def propagate_labels(target: Tensor, context: Tensor, labels: Tensor) -> Tensor:
@@ -120,47 +129,60 @@ def _propagate_tile(target: Tensor, context: Tensor, labels: Tensor, is_near: Te
     return (by_source @ weights.T).unflatten(1, (a, b))
 
 
-def new_objects(mask: NDArray[np.uint8], ids: tuple[int, ...]) -> tuple[int, ...]:
-    """Objects of a mask that are not among `ids`; all of the original's, also those too small for the patch grid."""
+def new_objects(mask: NDArray[np.uint8], known: Sequence[SoftMask]) -> tuple[int, ...]:
+    """Objects of a mask [H, W] without labels so far; all of the original's, also those too small for the grid."""
+    ids = {index for soft in known for index in soft.ids}
     return tuple(index for index in object_ids(mask) if index not in ids)
 
 
-def add_objects(
-    mask: SoftMask | None, given: NDArray[np.uint8], new: tuple[int, ...], *, grid: tuple[int, ...], like: Tensor
-) -> SoftMask:
-    """A frame's mask with new objects in channels of their own: a patch that is given to one is nobody else's.
+def given_labels(mask: NDArray[np.uint8], ids: tuple[int, ...], *, grid: tuple[int, ...], like: Tensor) -> Tensor:
+    """Labels [1 + objects, h, w] of a frame where objects are given.
 
     Args:
-        mask: what was propagated; None at the first start, where all else is background.
-        given: ids [H, W] at the original size; nearest to the patch grid.
-        new: ids of `given` that are new.
+        mask: ids [H, W] at the original size; nearest to the patch grid.
+        ids: those that count, all else is background.
         grid: h, w.
         like: a tensor of the dtype and device wanted.
     """
     height, width = grid
-    nearest = Image.fromarray(given).resize((width, height), Image.Resampling.NEAREST)
+    nearest = Image.fromarray(mask).resize((width, height), Image.Resampling.NEAREST)
     small = torch.from_numpy(np.asarray(nearest).astype(np.int64)).to(like.device)
-    channels = torch.stack([small == index for index in new]).to(like.dtype)
-    before = mask.values if mask is not None else like.new_ones(1, height, width)
-    free = 1 - channels.sum(0)
-    return SoftMask(ids=(*(mask.ids if mask else ()), *new), values=torch.cat([before * free, channels]))
+    objects = torch.stack([small == index for index in ids]).to(like.dtype)
+    return torch.cat([1 - objects.sum(0, keepdim=True), objects])
 
 
-def with_channels(values: Tensor, count: int) -> Tensor:
-    """Labels [C, h, w] with channels of 0 for objects that came later."""
-    return F.pad(values, (0, 0, 0, 0, 0, count - len(values)))
+def _make_room(values: Tensor, given: Tensor) -> Tensor:
+    """Labels [C, h, w] that are background where another label [*, h, w] is given to an object."""
+    background = torch.zeros_like(values)
+    background[0] = 1
+    return torch.where(given[:1] == 1, values, background)
 
 
-def read_out(mask: SoftMask, *, patch_px: int, height_px: int, width_px: int) -> NDArray[np.uint8]:
-    """Ids [height_px, width_px] of a soft mask.
+def read_out(masks: Sequence[SoftMask], *, patch_px: int, height_px: int, width_px: int) -> NDArray[np.uint8]:
+    """Ids [height_px, width_px] of a frame's soft masks.
 
     Bilinear to the prepared frame's size (corners not aligned), every channel stretched to 0…1 by its own minimum and
-    maximum (a constant one becomes 0), the largest channel wins, nearest to the original size.
+    maximum (a constant one becomes 0), the largest channel wins, nearest to the original size. Where objects of several
+    masks win against their backgrounds, the largest of them does.
     """
-    large = F.interpolate(mask.values[None], scale_factor=patch_px, mode="bilinear", align_corners=False)[0]
+    if not masks:
+        return np.full((height_px, width_px), BACKGROUND_ID, dtype=np.uint8)
+    ids, strength = None, None  # [H, W] so far: the winner, and its stretched channel (0 for background)
+    for mask in masks:
+        values, channel = _stretched(mask.values, patch_px).max(0)
+        here = torch.tensor([BACKGROUND_ID, *mask.ids], dtype=torch.uint8, device=channel.device)[channel]
+        claim = torch.where(channel > 0, values, torch.zeros_like(values))
+        if ids is None or strength is None:
+            ids, strength = here, claim
+        else:
+            ids, strength = torch.where(claim > strength, here, ids), torch.maximum(claim, strength)
+    assert ids is not None
+    return np.asarray(Image.fromarray(ids.cpu().numpy()).resize((width_px, height_px), Image.Resampling.NEAREST))
+
+
+def _stretched(values: Tensor, patch_px: int) -> Tensor:
+    """Labels [C, h, w] at the prepared frame's size, every channel from 0 to 1."""
+    large = F.interpolate(values[None], scale_factor=patch_px, mode="bilinear", align_corners=False)[0]
     low = large.amin((1, 2), keepdim=True)
     span = large.amax((1, 2), keepdim=True) - low
-    winner = ((large - low) / torch.where(span > 0, span, torch.ones_like(span))).argmax(0)
-    ids = torch.tensor([BACKGROUND_ID, *mask.ids], dtype=torch.uint8)[winner.cpu()].numpy()
-    resized = Image.fromarray(ids).resize((width_px, height_px), Image.Resampling.NEAREST)
-    return np.asarray(resized)
+    return (large - low) / torch.where(span > 0, span, torch.ones_like(span))

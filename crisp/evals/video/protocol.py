@@ -1,4 +1,4 @@
-"""The constants of the protocol: DINO's label propagation (Caron et al., 2021) and the measures of DAVIS (2016, 2017)."""
+"""The constants of the protocol: DINO's label propagation (Caron et al., 2021) and the measures of DAVIS."""
 
 # Frames (the paper's text says both 480p and 480×480)
 SHORT_SIDE_PX = 480

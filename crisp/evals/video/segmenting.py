@@ -75,16 +75,13 @@ def segment(
     for frame in range(first):
         yield frame, np.zeros((facts.height_px, facts.width_px), dtype=np.uint8)
     features = extractor.features(sequence.frames[first:], **size)
-    ids: tuple[int, ...] = ()
-    soft_masks = propagate(features, {frame - first: mask for frame, mask in starts.items()})
-    for frame, soft in enumerate(soft_masks, start=first):
-        assert soft is not None  # objects are given in the first of these frames
+    known: list[SoftMask] = []
+    for frame, soft in enumerate(propagate(features, {f - first: mask for f, mask in starts.items()}), start=first):
         # of objects that are given here the original mask tells more than the patch grid
-        before = SoftMask(ids=ids, values=soft.values[: 1 + len(ids)])
-        mask = read_out(before, patch_px=extractor.backbone.patch_px, **size)
-        if frame in starts:
-            mask = np.where(np.isin(starts[frame], new_objects(starts[frame], ids)), starts[frame], mask)
-        ids = soft.ids
+        mask = read_out(soft[: len(known)], patch_px=extractor.backbone.patch_px, **size)
+        if len(soft) > len(known):
+            mask = np.where(np.isin(starts[frame], new_objects(starts[frame], known)), starts[frame], mask)
+        known = soft
         yield frame, mask
 
 

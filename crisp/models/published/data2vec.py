@@ -1,7 +1,7 @@
 """Data2Vec 2.0 (Baevski et al., 2022): a post-norm ViT with fixed positions and a CLS token that has none.
 
 After https://github.com/facebookresearch/fairseq, `examples/data2vec/models` at
-3d262bb25690e4eb2e7d3c1309b1e9c406ca4b99. With random weights of ViT-B/16 and of two blocks of ViT-L/16 and ViT-H/14, its
+3d262bb25690e4eb2e7d3c1309b1e9c406ca4b99. With random weights of ViT-B/16 and of two blocks of ViT-L/16 and H/14, its
 features and these differ by at most 4e-6 in float32, and by 2e-14 in float64 (its softmax in float64, too). CAPI's
 evaluation loads Data2Vec 2.0 into timm (https://github.com/facebookresearch/capi, `baselines/data2vec2_loader.py`): the
 same bits as here, also at 256×256 px.
@@ -114,12 +114,8 @@ class Data2VecBackbone(FrozenBackbone):
         self, *, dim: int, image_blocks: int, shared_blocks: int, heads: int, patch_px: int, side: int
     ) -> None:
         super().__init__()
-        self.dim, self.depth, self.patch_px, self.native_px = (
-            dim,
-            image_blocks + shared_blocks,
-            patch_px,
-            patch_px * side,
-        )
+        self.dim, self.depth = dim, image_blocks + shared_blocks
+        self.patch_px, self.native_px = patch_px, patch_px * side
         self.facts = {"heads": heads, "positions": POSITIONS, "eps": NORM_EPS}
         self.patch_embed = nn.Conv2d(3, dim, kernel_size=patch_px, stride=patch_px)
         self.pos_embed = nn.Parameter(torch.zeros(1, side * side, dim))

@@ -12,6 +12,7 @@ from PIL import Image
 from crisp.distributed import World
 from crisp.evals.results import Result, result_json
 from crisp.evals.running import evaluation_world
+from crisp.evals.segmentation import bank
 from crisp.evals.segmentation.command_knn import evaluate_knn
 from crisp.evals.segmentation.command_linear import evaluate_linear
 from crisp.evals.segmentation.config import SegKnnConfig, SegLinearConfig
@@ -143,11 +144,10 @@ def test_the_capi_list_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture)
 
 def test_two_runs_write_the_same(tmp_path: Path) -> None:
     root = tiny.write_folder(tmp_path / "data")
-    for evaluate in (knn, linear):
-        texts = {result_json(evaluate(root, tmp_path / f"cache-{i}")) for i in range(2)}
-        moved = root.rename(tmp_path / "data-moved").rename(root)
-        texts.add(result_json(evaluate(moved, tmp_path / "cache-0")))  # from cached features
-        texts.add(result_json(evaluate(root, tmp_path / "cache-2", batch=5, threads=1)))
+    for evaluate, options in ((knn, {}), (linear, {"cs": (0.1, 10.0)})):
+        texts = {result_json(evaluate(root, tmp_path / f"cache-{i}", **options)) for i in range(2)}
+        texts.add(result_json(evaluate(root, tmp_path / "cache-0", **options)))  # from cached features
+        texts.add(result_json(evaluate(root, tmp_path / "cache-2", batch=5, threads=1, **options)))
         assert len(texts) == 1
 
 
@@ -193,6 +193,18 @@ def _both(root: str, cache: str) -> list[str]:
             texts.append(result_json(evaluate_knn(by_neighbours, model, world)))
             texts.append(result_json(evaluate_linear(by_regression, model, world)))
     return texts
+
+
+def test_features_that_do_not_fit_in_memory_are_read_for_each_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    root = tiny.write_folder(tmp_path / "data")
+    expected = result_json(linear(root, tmp_path / "cache", cs=(0.1, 1.0)))
+    assert "do not fit in memory" not in caplog.text
+    monkeypatch.setattr(bank, "free_bytes", lambda device: 1000)
+    assert result_json(linear(root, tmp_path / "cache", cs=(0.1, 1.0))) == expected
+    assert "176 features do not fit in memory" in caplog.text
 
 
 @pytest.mark.slow

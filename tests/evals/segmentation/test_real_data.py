@@ -10,11 +10,11 @@ import pytest
 import timm
 import torch
 from PIL import Image
-from scipy import stats
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import jaccard_score
 from sklearn.neighbors import NearestNeighbors
 from sklearn.preprocessing import StandardScaler
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from crisp.distributed import World
@@ -82,7 +82,7 @@ def plain_miou(truth: np.ndarray, predicted: np.ndarray, ignored: Sequence[int])
 
 
 def modes(labels: np.ndarray, axis: int) -> np.ndarray:
-    return np.asarray(stats.mode(labels, axis=axis).mode)  # the smallest of equals
+    return torch.from_numpy(labels).mode(dim=axis).values.numpy()  # the smallest of equals
 
 
 class Plain:
@@ -99,7 +99,7 @@ class Plain:
             features = scaler.transform(split.features[images].reshape(-1, 192).astype(np.float64))
             return features, split.pixels[images].reshape(-1, PATCH_PX**2)
 
-        self.fit, self.held = flat(train, fit), flat(train, held)
+        self.fit, self.held = flat(train, fit), flat(train, held) if len(held) else None
         self.train, self.val = flat(train, np.arange(len(order))), flat(val, np.arange(len(val.features)))
 
     def labelled(self, split: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
@@ -127,8 +127,9 @@ class Plain:
 
     @staticmethod
     def linear(c: float, bank: Any, queries: np.ndarray) -> np.ndarray:
-        model = LogisticRegression(C=c, tol=1e-8, max_iter=1000)
-        predicted = model.fit(bank[0], modes(bank[1], axis=1)).predict(queries)
+        model = LogisticRegression(C=c, tol=1e-5, max_iter=1000)
+        with threadpool_limits(1):
+            predicted = model.fit(bank[0], modes(bank[1], axis=1)).predict(queries)
         return np.broadcast_to(predicted[:, None], (len(queries), PATCH_PX**2))
 
 

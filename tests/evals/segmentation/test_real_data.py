@@ -12,10 +12,10 @@ import torch
 from PIL import Image
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import jaccard_score
-from sklearn.neighbors import NearestNeighbors
 from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from crisp.distributed import World
 from crisp.evals.segmentation.command_knn import evaluate_knn
@@ -121,8 +121,12 @@ class Plain:
     @staticmethod
     def knn(choice: tuple[int, str], bank: Any, queries: np.ndarray) -> np.ndarray:
         k, distance = choice
-        search = NearestNeighbors(n_neighbors=k, algorithm="brute", metric="cosine" if distance == "cosine" else "l2")
-        neighbours = search.fit(bank[0]).kneighbors(queries, return_distance=False)
+        ours, keys = torch.from_numpy(queries), torch.from_numpy(bank[0])  # float64
+        if distance == "cosine":
+            distances = 1 - normalize(ours) @ normalize(keys).T
+        else:
+            distances = torch.cdist(ours, keys)
+        neighbours = distances.topk(k, largest=False).indices.numpy()
         return modes(bank[1][neighbours], axis=1)
 
     @staticmethod

@@ -216,6 +216,7 @@ EVALUATIONS = {
 
 BENCHMARKS = {
     "feed": "GPUs of a given img/s that this node can feed, from originals and from 320 and 256 px shards",
+    "knn": "k-NN over a bank of labelled patches against the plain form, and its memory at full size",
     "loader": "samples per second of each renderer against a torchvision/PIL loader",
     "plan": "milliseconds to draw a batch: order, crops, colours, block masks",
     "shard": "images per second of `crisp shard` against decoding alone and other writers",

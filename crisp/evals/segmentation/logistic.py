@@ -8,6 +8,7 @@ loss and of its gradient are in float64.
 
 import logging
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,6 +32,8 @@ HISTORY = 5
 LINE_SEARCH = 50
 CHUNK_LOGITS = 2**21
 """Logits held at once: 8 MB in float32"""
+DEPENDENT = 1e-9
+"""Share of the largest curvature below which a direction is scaled no further: features that depend on each other"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -122,16 +125,16 @@ def fit_logistic(
     if start is not None:
         if start.weight.shape != weight.shape or not torch.equal(start.bias.isfinite().to(device), bias.isfinite()):
             raise CrispError("start: a model of other classes or another width; start from zero")
-        offset = present[0] if len(present) == 2 else None
         given = torch.cat([start.weight, start.bias[:, None]], dim=1).to(device)
-        begin = given[free] - (0 if offset is None else given[offset])
+        begin = given[free] - (given[present[:1]] if len(present) == 2 else 0)
     with exact_products(device):
+        scale = objective.scale()
         found = minimise(
-            objective, begin.flatten(),
+            lambda point: objective.scaled(point, scale), torch.linalg.solve(scale, begin, left=False).flatten(),
             max_iter=max_iter, tol=tol, history=history, line_search=line_search,
             noise=torch.finfo(dtype).eps,
         )  # fmt: skip
-    fitted = found.point.view(len(free), width + 1)
+    fitted = found.point.view(len(free), width + 1) @ scale
     weight[free], bias[free] = fitted[:, :-1], fitted[:, -1]
     log.info(
         "logistic regression, C=%g: loss %.6f after %d iterations (%s)", c, found.value, found.iterations, found.reason
@@ -140,7 +143,7 @@ def fit_logistic(
 
 
 class _Objective:
-    """Value and gradient at [F · (D+1)] parameters, of all ranks' rows; F = 1 for two classes, else their number."""
+    """The loss of all ranks' rows as a function of F weight vectors; F = 1 for two classes, else their number."""
 
     def __init__(
         self,
@@ -154,31 +157,58 @@ class _Objective:
     ) -> None:
         self._features, self._targets, self._dtype = features, targets, dtype
         self._rows_in_all, self._classes, self._c = rows_in_all, classes, c
+        self._width = features.shape[1]
 
-    def __call__(self, point: Tensor) -> tuple[float, Tensor]:
-        free = 1 if self._classes == 2 else self._classes
-        parameters = point.view(free, -1)
+        self._free = 1 if classes == 2 else classes
+        self._device = targets.device
+
+    def scale(self) -> Tensor:
+        """[D+1, D+1] such that parameters = point @ scale have about the same curvature in all directions at zero.
+
+        The second derivative at zero is, per class, that of the features' second moments, plus the penalty. Steps along
+        its axes need tens of iterations where steps along the features' own, which depend on each other, need thousands.
+        """
+        moments = torch.zeros(self._width + 1, self._width + 1, dtype=torch.float64, device=self._device)
+        for part, _ in self._chunks():
+            part = torch.cat([part, part.new_ones(len(part), 1)], dim=1)
+            moments += part.T @ part
+        curvature = sum_over_ranks(moments) / (self._rows_in_all * self._classes)
+        curvature[:-1].diagonal().add_(1 / (self._c * self._rows_in_all))
+        values, axes = torch.linalg.eigh(curvature)
+        return axes.T / values.clamp_min(float(values[-1]) * DEPENDENT).sqrt()[:, None]
+
+    def scaled(self, point: Tensor, scale: Tensor) -> tuple[float, Tensor]:
+        """Value and gradient at a point in the coordinates of `scale`, flat as `minimise` has them."""
+        value, gradient = self(point.view(self._free, -1) @ scale)
+        return value, (gradient @ scale.T).flatten()
+
+    def __call__(self, parameters: Tensor) -> tuple[float, Tensor]:
+        """Value, and gradient [F, D+1], at weights and biases [F, D+1] float64."""
         weight, bias = parameters[:, :-1].to(self._dtype), parameters[:, -1].to(self._dtype)
-        sums = torch.zeros(1 + point.numel(), dtype=torch.float64, device=point.device)
-        gradient = sums[1:].view(free, -1)
-        for start in range(0, len(self._targets), step := _chunk_rows(self._classes)):
-            part = rows(self._features, start, start + step).to(point.device, self._dtype, non_blocking=True)
-            targets = self._targets[start : start + step, None]
+        sums = torch.zeros(1 + parameters.numel(), dtype=torch.float64, device=self._device)
+        gradient = sums[1:].view_as(parameters)
+        for part, targets in self._chunks():
             logits = torch.addmm(bias, part, weight.T)
-            if free == 1:
+            if self._free == 1:
                 logits = torch.cat([torch.zeros_like(logits), logits], dim=1)  # [r, 2]
             log_chances = logits.log_softmax(dim=1)
             sums[0] -= log_chances.gather(1, targets).sum(dtype=torch.float64)
             slope = log_chances.exp_()  # d loss / d logits
             slope.scatter_add_(1, targets, slope.new_full((1, 1), -1.0).expand(len(targets), 1))
-            slope = slope[:, -free:]
+            slope = slope[:, -self._free :]
             gradient[:, :-1] += slope.T @ part
             gradient[:, -1] += slope.sum(dim=0, dtype=torch.float64)
         sums = sum_over_ranks(sums) / self._rows_in_all
         strength = 1 / (self._c * self._rows_in_all)
-        exact = parameters[:, :-1]
-        sums[1:].view(free, -1)[:, :-1] += strength * exact
-        return float(sums[0] + strength / 2 * exact.square().sum()), sums[1:]
+        gradient = sums[1:].view_as(parameters)
+        gradient[:, :-1] += strength * parameters[:, :-1]
+        return float(sums[0] + strength / 2 * parameters[:, :-1].square().sum()), gradient
+
+    def _chunks(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Features [r, D] and targets [r, 1] of some rows."""
+        for start in range(0, len(self._targets), step := _chunk_rows(self._classes)):
+            part = rows(self._features, start, start + step).to(self._device, self._dtype, non_blocking=True)
+            yield part, self._targets[start : start + step, None]
 
 
 def _chunk_rows(classes: int) -> int:

@@ -36,7 +36,7 @@ class StandardisedRows:
 
     def __getitem__(self, piece: slice) -> NDArray[np.float32]:
         """[m, D] of a slice."""
-        return self._standardiser(torch.from_numpy(self._flat[self._rows[piece]])).numpy()
+        return self._standardiser.in_place(torch.from_numpy(self._flat[self._rows[piece]])).numpy()
 
     def whole(self, dtype: torch.dtype, device: torch.device) -> Tensor:
         """[N, D] on a device, made piece by piece."""

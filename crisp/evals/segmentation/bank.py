@@ -29,14 +29,14 @@ class StandardisedRows:
     def __init__(self, features: NDArray[np.float32], rows: NDArray[np.int64], standardiser: Standardiser) -> None:
         self._flat = features.reshape(-1, features.shape[-1])  # a view
         self._rows, self._standardiser = rows, standardiser
-        self.shape, self.ndim = (len(rows), features.shape[-1]), 2
+        self.shape, self.ndim, self.dtype = (len(rows), features.shape[-1]), 2, np.dtype(np.float32)
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def __getitem__(self, piece: slice) -> NDArray[np.float32]:
         """[m, D] of a slice."""
-        return self._standardiser(torch.from_numpy(self._flat[self._rows[piece]])).numpy()
+        return self._standardiser.in_place(torch.from_numpy(self._flat[self._rows[piece]])).numpy()
 
     def whole(self, dtype: torch.dtype, device: torch.device) -> Tensor:
         """[N, D] on a device, made piece by piece."""
@@ -81,3 +81,21 @@ def kept_rows(truth: Truth, images: NDArray[np.int64], ignored: Sequence[int]) -
 def rows_of(images: NDArray[np.int64], patches: int) -> NDArray[np.int64]:
     """Numbers of all patches of these images."""
     return (images[:, None] * patches + np.arange(patches)).reshape(-1)
+
+
+MEMORY_SHARE = 0.7
+"""Of what is free, that features may take"""
+
+
+def fits(rows: StandardisedRows, device: torch.device) -> bool:
+    """Whether the rows, in float32, can be held on a device and leave room to compute."""
+    return 4 * rows.shape[0] * rows.shape[1] <= MEMORY_SHARE * free_bytes(device)
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory that can be had there now."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    with open("/proc/meminfo") as file:
+        kilobytes = next(line for line in file if line.startswith("MemAvailable:")).split()[1]
+    return 1024 * int(kilobytes)

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -125,7 +125,7 @@ def _score(
     def predict(queries: Tensor) -> dict[Choice, Tensor]:
         return predict_pixels_grid(
             queries,
-            bank.features,
+            cast(NDArray[np.float32], bank.features),  # read piece by piece, as a memory map would be
             bank.labels,
             ks=sorted({k for k, _ in choices}),
             distances=list(dict.fromkeys(distance for _, distance in choices)),

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from typing import cast
 
 import numpy as np
 import torch
@@ -10,13 +10,14 @@ import tyro
 from numpy.typing import NDArray
 from torch import Tensor
 
-from crisp.distributed import World, gather_over_ranks
+from crisp.distributed import World
 from crisp.evals.results import ModelFacts, Result, Score, print_result, write_result
 from crisp.evals.running import evaluation_world
 from crisp.evals.segmentation import protocol
+from crisp.evals.segmentation.bank import fits
 from crisp.evals.segmentation.config import SegLinearConfig
 from crisp.evals.segmentation.logistic import LogisticModel, fit_logistic
-from crisp.evals.segmentation.miou import mean_iou
+from crisp.evals.segmentation.miou import LABELS, mean_iou
 from crisp.evals.segmentation.prepared import Prepared, SplitArrays, prepare
 from crisp.evals.segmentation.scoring import count_predictions
 from crisp.models.frozen import FrozenModel
@@ -39,7 +40,7 @@ def main(args: Sequence[str]) -> None:
 
 
 def evaluate_linear(config: SegLinearConfig, model: FrozenModel, world: World) -> Result:
-    """mIoU on the validation split, with C chosen on a held-out tenth of train. Collective: ranks share the values of C.
+    """mIoU on the validation split, with C chosen on a held-out tenth of train. Collective.
 
     Args:
         config: its `weights`, `out` and `device` are not looked at.
@@ -56,14 +57,11 @@ def evaluate_linear(config: SegLinearConfig, model: FrozenModel, world: World) -
     held_out: Mapping[float, float] = {}
     best = config.cs[0]
     if len(config.cs) > 1:
-        mine = _learn(list(config.cs[world.rank :: world.size]), prepared, prepared.fit, config, world)
-        learnt = {c: one for share in gather_over_ranks(mine) for c, one in share.items()}
-        held_out = _score({c: learnt[c] for c in config.cs}, prepared, prepared.train, prepared.held_out, world)
+        fitted = _fit(config.cs, prepared, prepared.fit, config, world)
+        held_out = _score(fitted, prepared, prepared.train, prepared.held_out, world)
         best = max(config.cs, key=held_out.__getitem__)  # the first of equals
-    # One rank alone: the others' sums could differ in the last bit, and then so would the model.
-    ours = _learn([best], prepared, prepared.train.images, config, world) if world.is_main else {}
-    learnt = gather_over_ranks(ours)[0]
-    score = _score(learnt, prepared, prepared.val, prepared.val.images, world)[best]
+    fitted = _fit([best], prepared, prepared.train.images, config, world)
+    score = _score(fitted, prepared, prepared.val, prepared.val.images, world)[best]
     return Result(
         task=TASK,
         dataset=prepared.data.slug,
@@ -87,69 +85,51 @@ def evaluate_linear(config: SegLinearConfig, model: FrozenModel, world: World) -
     )
 
 
-@dataclass(frozen=True, slots=True)
-class Learnt:
-    """A model on the CPU, and the label of each of its classes."""
+def _fit(
+    cs: Sequence[float], prepared: Prepared, images: NDArray[np.int64], config: SegLinearConfig, world: World
+) -> dict[float, LogisticModel]:
+    """A model for each C on the patches of some images of train, each begun anew. Collective: ranks share the images.
 
-    model: LogisticModel
-    labels: Tensor
-    """[C] uint8"""
-
-    def on(self, device: torch.device) -> "Learnt":
-        """The same elsewhere."""
-        model = replace(self.model, weight=self.model.weight.to(device), bias=self.model.bias.to(device))
-        return Learnt(model, self.labels.to(device))
-
-    def predict(self, queries: Tensor) -> Tensor:
-        """[M, D] → the label [M] uint8 with the highest logit, the first of equals."""
-        logits = queries @ self.model.weight.T + self.model.bias  # [M, C]
-        return self.labels[logits.argmax(dim=1)]
-
-
-def _learn(
-    cs: list[float], prepared: Prepared, images: NDArray[np.int64], config: SegLinearConfig, world: World
-) -> dict[float, Learnt]:
-    """A model for each C on the patches of some images of train, each begun anew."""
-    if not cs:
-        return {}
-    bank = prepared.bank(images)
-    # As scikit-learn and CAPI do: labels that no patch has are no classes of the model.
-    labels, targets = bank.modes.unique(return_inverse=True)  # sorted
-    features, targets = bank.features.whole(torch.float32, world.device), targets.to(world.device)
-    learnt = {}
-    for c in cs:
-        model = fit_logistic(
+    Its classes are all 256 labels; those that no patch has are never predicted.
+    """
+    bank = prepared.bank(np.array_split(images, world.size)[world.rank])
+    features: Tensor | NDArray[np.float32]
+    if fits(bank.features, world.device):
+        features = bank.features.whole(torch.float32, world.device)
+    else:
+        log.info("%d features do not fit in memory: read from disk for each step, which is slow", len(bank))
+        features = cast(NDArray[np.float32], bank.features)
+    targets = bank.modes.to(world.device, torch.int64)
+    return {
+        c: fit_logistic(
             features,
             targets,
-            classes=len(labels),
+            classes=LABELS,
             c=c,
             max_iter=config.max_iter,
             tol=protocol.TOL,
             history=protocol.HISTORY,
             line_search=protocol.LINE_SEARCH,
+            device=world.device,
         )
-        log.info(
-            "C=%.3g: loss %.6f after %d iterations on %d patches", c, model.loss, model.iterations, len(features)
-        )  # fmt: skip
-        learnt[c] = Learnt(model, labels).on(torch.device("cpu"))
-    return learnt
+        for c in cs
+    }
 
 
 def _score(
-    learnt: Mapping[float, Learnt],
+    fitted: Mapping[float, LogisticModel],
     prepared: Prepared,
     split: SplitArrays,
     images: NDArray[np.int64],
     world: World,
 ) -> dict[float, float]:
     """mIoU in [0, 1] of each C on some images. Collective."""
-    here = {c: one.on(world.device) for c, one in learnt.items()}
 
     def predict(queries: Tensor) -> dict[float, Tensor]:
-        return {c: one.predict(queries)[:, None] for c, one in here.items()}
+        return {c: model.predict(queries).to(torch.uint8)[:, None] for c, model in fitted.items()}
 
-    counts = count_predictions(predict, list(here), split, images, prepared.standardiser, world)
-    scores = {c: mean_iou(counts[c], prepared.data.labels.ignored) for c in here}
+    counts = count_predictions(predict, list(fitted), split, images, prepared.standardiser, world)
+    scores = {c: mean_iou(counts[c], prepared.data.labels.ignored) for c in fitted}
     if world.is_main:
         for c, score in scores.items():
             log.info("C=%.3g: mIoU %.2f %% on %d images", c, 100 * score, len(images))

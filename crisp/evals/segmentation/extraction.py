@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from crisp.evals.config import EvalConfig
 from crisp.evals.running import autocast
 from crisp.evals.segmentation.data import Split
 from crisp.evals.segmentation.patches import prepare_image
+from crisp.evals.segmentation.precision import exact_products
 from crisp.evals.store import FeatureStore, Field
 from crisp.models.frozen import FrozenBackbone, FrozenModel
 
@@ -87,8 +89,21 @@ def _forward(backbone: FrozenBackbone, images: Tensor, config: EvalConfig, devic
     """[B, side, side, 3] uint8 → [B, n, D] float32."""
     pixels = images.to(device, non_blocking=True).permute(0, 3, 1, 2).float() / 255
     mean, std = (torch.tensor(values, device=device).view(3, 1, 1) for values in (backbone.mean, backbone.std))
-    with autocast(config, device):
+    with _precision(config, device):
         return backbone((pixels - mean) / std, last=1)[-1].patches.float()
+
+
+@contextmanager
+def _precision(config: EvalConfig, device: torch.device) -> Iterator[None]:
+    """Autocast as chosen; float32 means just that: PyTorch's default lets the patch embedding be computed in TF32."""
+    tf32 = torch.backends.cudnn.allow_tf32
+    exact = config.precision == "float32"
+    torch.backends.cudnn.allow_tf32 = tf32 and not exact
+    try:
+        with exact_products(device) if exact else autocast(config, device):
+            yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = tf32
 
 
 def pick_side(backbone: FrozenBackbone, wanted_px: int | None, default: Callable[[int], int]) -> int:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from crisp.distributed import World
 from crisp.errors import CrispError
+from crisp.evals.running import from_main
 from crisp.evals.segmentation import protocol
 from crisp.evals.segmentation.bank import Bank, kept_rows
 from crisp.evals.segmentation.config import SegmentationConfig
@@ -79,7 +80,7 @@ def prepare(
     Raises:
         CrispError: whatever of data and config does not fit together.
     """
-    data = open_data(config)
+    data = from_main(world, lambda: open_data(config))  # one rank looks for the files
     if data.note and world.is_main:
         log.warning("%s", data.note)
     side_px = pick_side(model.backbone, config.image_px, protocol.image_px)

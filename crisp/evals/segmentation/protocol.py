@@ -53,7 +53,7 @@ def image_px(patch_px: int) -> int:
 
 
 def held_out_split(images: int, *, seed: int = SEED) -> tuple[np.ndarray, np.ndarray]:
-    """Indices [n - n // 10] int64 of the images that a classifier is fitted on, and [n // 10] of those held out, sorted.
+    """Images to fit on, indices [n - n // 10] int64, and images held out, [n // 10]; both sorted.
 
     A function of the number of images and the seed alone; files are sorted by name, so that it is the same everywhere.
     """

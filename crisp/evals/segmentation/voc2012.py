@@ -12,8 +12,16 @@ from typing import Literal
 from crisp.errors import CrispError
 from crisp.evals.segmentation import protocol
 from crisp.evals.segmentation.data import (
-    Labels, Pair, SegmentationData, Split, checked, first_that, list_files, places, read_list,
-)  # fmt: skip
+    Labels,
+    Pair,
+    SegmentationData,
+    Split,
+    checked,
+    first_that,
+    list_files,
+    places,
+    read_list,
+)
 
 VocTrain = Literal["train", "trainaug", "capi"]
 

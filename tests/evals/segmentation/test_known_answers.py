@@ -12,6 +12,7 @@ from PIL import Image
 from crisp.distributed import World
 from crisp.evals.results import Result, result_json
 from crisp.evals.running import evaluation_world
+from crisp.evals.segmentation import bank
 from crisp.evals.segmentation.command_knn import evaluate_knn
 from crisp.evals.segmentation.command_linear import evaluate_linear
 from crisp.evals.segmentation.config import SegKnnConfig, SegLinearConfig
@@ -86,8 +87,8 @@ def test_a_neighbour_carries_the_pixels_of_its_patch(tmp_path: Path) -> None:
 
 
 def test_an_ignored_label_that_neighbours_carry_adds_a_class(tmp_path: Path) -> None:
-    """Of every patch of train a quarter is ignored, below half of them label 0; in val all is labelled. What is predicted
-    there has no hits, but is averaged: IoU of label g is 3/4 for four labels, and a fifth has 0."""
+    """A quarter of every patch of train is ignored, in val all is labelled. What is predicted there has no hits, but is
+    averaged: the IoU of the four labels is 3/4, that of a fifth is 0."""
     root = tiny.write_folder(tmp_path / "data", ids=range(4))
     for path in sorted((root / "annotations/train").iterdir()):
         ids = np.asarray(Image.open(path)).copy()
@@ -143,11 +144,10 @@ def test_the_capi_list_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture)
 
 def test_two_runs_write_the_same(tmp_path: Path) -> None:
     root = tiny.write_folder(tmp_path / "data")
-    for evaluate in (knn, linear):
-        texts = {result_json(evaluate(root, tmp_path / f"cache-{i}")) for i in range(2)}
-        moved = root.rename(tmp_path / "data-moved").rename(root)
-        texts.add(result_json(evaluate(moved, tmp_path / "cache-0")))  # from cached features
-        texts.add(result_json(evaluate(root, tmp_path / "cache-2", batch=5, threads=1)))
+    for evaluate, options in ((knn, {}), (linear, {"cs": (0.1, 10.0)})):
+        texts = {result_json(evaluate(root, tmp_path / f"cache-{i}", **options)) for i in range(2)}
+        texts.add(result_json(evaluate(root, tmp_path / "cache-0", **options)))  # from cached features
+        texts.add(result_json(evaluate(root, tmp_path / "cache-2", batch=5, threads=1, **options)))
         assert len(texts) == 1
 
 
@@ -157,7 +157,7 @@ def test_the_seed_draws_another_tenth(tmp_path: Path) -> None:
 
 
 def test_an_interrupted_evaluation_goes_on(tmp_path: Path) -> None:
-    """20 images in chunks of 4: what the first try finished is not computed again, nor is anything by the other task."""
+    """20 images in chunks of 4: what the first try finished is not computed again, nor anything by the other task."""
     root = tiny.write_folder(tmp_path / "data", train=12, val=8)
     config = SegKnnConfig(
         weights="gray:", data=root, cache=tmp_path / "cache", image_px=tiny.SIDE_PX, dataset="folder", batch=1, ks=(1,)
@@ -185,11 +185,26 @@ def _both(root: str, cache: str) -> list[str]:
     by_regression = SegLinearConfig(cs=(0.1, 1.0, 10.0), max_iter=50, **shared)
     texts = []
     with evaluation_world(by_neighbours) as world:
-        for perfect in (True, False):  # a constant model's neighbours are all ties: what differs between ranks would show
+        for perfect in (
+            True,
+            False,
+        ):  # a constant model's neighbours are all ties: what differs between ranks would show
             model = tiny.gray_model(perfect=perfect)
             texts.append(result_json(evaluate_knn(by_neighbours, model, world)))
             texts.append(result_json(evaluate_linear(by_regression, model, world)))
     return texts
+
+
+def test_features_that_do_not_fit_in_memory_are_read_for_each_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    root = tiny.write_folder(tmp_path / "data")
+    expected = result_json(linear(root, tmp_path / "cache", cs=(0.1, 1.0)))
+    assert "do not fit in memory" not in caplog.text
+    monkeypatch.setattr(bank, "free_bytes", lambda device: 1000)
+    assert result_json(linear(root, tmp_path / "cache", cs=(0.1, 1.0))) == expected
+    assert "176 features do not fit in memory" in caplog.text
 
 
 @pytest.mark.slow

@@ -108,7 +108,7 @@ def test_auto_needs_one(roots: dict[str, Path]) -> None:
 
 @pytest.mark.parametrize("name", FIND)
 def test_another_layout(name: str, roots: dict[str, Path]) -> None:
-    with pytest.raises(CrispError, match="give the|into one folder"):
+    with pytest.raises(CrispError, match=r"give the|into one folder"):
         OPEN[name](roots["folder"])
 
 

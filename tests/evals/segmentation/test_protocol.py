@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from crisp.evals.segmentation import cityscapes, protocol, scoring
+from crisp.evals.segmentation import cityscapes, logistic, neighbours, protocol, scoring
 from crisp.evals.segmentation.config import SegKnnConfig, SegLinearConfig, SegmentationConfig
 
 CONSTANTS = {
@@ -38,6 +38,14 @@ CONSTANTS = {
 @pytest.mark.parametrize("name", CONSTANTS)
 def test_constant(name: str) -> None:
     assert getattr(protocol, name) == CONSTANTS[name]
+
+
+def test_search_and_regression_have_the_same_ones() -> None:
+    for name in ("DISTANCES", "QUERY_CHUNK", "KEY_CHUNK"):
+        assert getattr(neighbours, name) == getattr(protocol, name)
+    for name in ("MAX_ITER", "TOL", "HISTORY", "LINE_SEARCH"):
+        assert getattr(logistic, name) == getattr(protocol, name)
+    assert logistic.C_GRID == protocol.CS
 
 
 def test_every_constant_is_listed() -> None:

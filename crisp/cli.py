@@ -143,6 +143,17 @@ def _export(args: Sequence[str]) -> None:
     export(config)
 
 
+def _report(args: Sequence[str]) -> None:
+    import tyro
+
+    from crisp.report.config import ReportConfig
+
+    config = tyro.cli(ReportConfig, args=args, prog="crisp report", description=COMMANDS["report"].help)
+    from crisp.report.command import main as report
+
+    report(config)
+
+
 def _demo(args: Sequence[str]) -> None:
     import tyro
 
@@ -172,6 +183,7 @@ COMMANDS = {
         help="score a frozen model, ours or another, on the paper's benchmarks beside its figures", run=_eval
     ),
     "viz": Command(help="draw what the loader makes of a sample", run=_viz),
+    "report": Command(help="write a run, or several side by side, as one HTML page", run=_report),
     "export": Command(help="write a trained backbone for timm, transformers or ONNX", run=_export),
     "demo": Command(help="the whole chain on a few hundred small photographs, in minutes", run=_demo),
 }

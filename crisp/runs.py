@@ -1,6 +1,7 @@
 """A run's folder: its config, and what a resumed run may change.
 
-RUN/config.json  state.json  metrics.jsonl  knn.jsonl  tensorboard/  checkpoints/step-N/  faults/rank-R.jsonl
+RUN/config.json  state.json  machine.json  metrics.jsonl  knn.jsonl  tensorboard/  checkpoints/step-N/
+    faults/rank-R.jsonl
 """
 
 import dataclasses

@@ -12,6 +12,7 @@ from crisp.checkpoint import list_checkpoints
 from crisp.config import TrainConfig
 from crisp.distributed import World, world_from_environment
 from crisp.interruption import interruption
+from crisp.machine import note_start
 from crisp.metrics import MetricsWriter
 from crisp.ops.regions import resolve_implementation
 from crisp.pipelines.loader import TrainLoader, build_train_loader
@@ -103,6 +104,7 @@ def _run_steps(
         progress = closing.enter_context(TrainProgress(steps=steps, first_step=first_step, silent=not world.is_main))
         writer = None
         if world.is_main:
+            note_start(run, step=first_step, ranks=world.size, nodes=world.nodes, device=world.device.type)
             sink = WandbSink(config, run) if config.wandb.project else None
             writer = MetricsWriter(run, from_step=first_step, sink=sink)
             closing.callback(writer.close)

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 LAYERS = (
     {"__main__", "cli"},
     {"demo"},
-    {"benchmarks"},
+    {"benchmarks", "report"},
     {"trainer"},
     {"training", "run_list"},
     {"viz"},
@@ -22,7 +22,18 @@ LAYERS = (
     {"interruption"},
     {"pipelines", "models", "losses", "regions", "optim", "checkpoint", "metrics", "progress", "runs"},
     {"ops", "distributed"},
-    {"batch", "geometry", "masking", "shard_format", "schedules", "recipes", "ablations", "storage", "run_state"},
+    {
+        "batch",
+        "geometry",
+        "masking",
+        "shard_format",
+        "schedules",
+        "recipes",
+        "ablations",
+        "storage",
+        "run_state",
+        "machine",
+    },
     {"config", "philox"},
     {"errors", "jit", "__init__"},
 )

@@ -29,7 +29,7 @@
     }
     return String(Number(value.toPrecision(digits)));
   };
-  const shown = (value, percent, digits) => (percent ? plain(100 * value, digits) + " %" : plain(value, digits));
+  const shown = (value, percent, digits) => (percent ? plain(100 * value, digits) + "%" : plain(value, digits));
 
   const niceTicks = (low, high, wanted) => {
     const rough = (high - low) / wanted;
@@ -179,7 +179,8 @@
       const room = figure.clientWidth - tip.offsetWidth;
       const wanted = left > figure.clientWidth / 2 ? left - tip.offsetWidth - 12 : left + 12;
       tip.style.left = `${Math.max(0, Math.min(room, wanted))}px`;
-      tip.style.top = `${plot.offsetTop + MARGIN.top}px`;
+      // Below a narrow chart, which it would hide.
+      tip.style.top = `${plot.offsetTop + (width < 420 ? plot.offsetHeight : MARGIN.top)}px`;
     };
     const hide = () => {
       at = null;

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from crisp.machine import Start
 from crisp.report.blocks import ALL, Block, Note, Section, Table
 from crisp.report.gather import RunRecord
+from crisp.report.sections.training import skipped_steps
 
 _FAILED = {
     "shard": "shard not to be had",
@@ -64,11 +65,12 @@ def faults(runs: Sequence[RunRecord]) -> Section:
             _restarts(run),
             ", ".join(f"step {step:,}" for step in run.damaged) or "none",
             _replaced(run),
+            skipped_steps(run),
             str(len(run.faults.not_finite)) if run.faults.not_finite else "none",
         ]
         for run in runs
     ]
-    heads = ["run", "went on from", "damaged checkpoints", "samples replaced", "stops for gradients"]
+    heads = ["run", "went on from", "damaged checkpoints", "samples replaced", "steps skipped", "stops for gradients"]
     blocks.append(Table(caption="What each run survived", heads=heads, rows=rows))
     for run in runs:
         blocks += _details(run)

@@ -85,10 +85,7 @@ def knn(runs: Sequence[RunRecord], limit: int) -> Section:
 
 def health(runs: Sequence[RunRecord], limit: int) -> Section:
     """Gradients, skipped steps, and the signs of a collapse."""
-    rows = []
-    for run in runs:
-        counted = curve_of(run.metrics, "steps_skipped")
-        rows.append([run.name, f"{total_of_restarting(counted.values):,}" if len(counted) else "not logged"])
+    rows = [[run.name, skipped_steps(run)] for run in runs]
     blocks: list[Block] = [
         Table(caption="Steps skipped because a gradient was not finite", heads=["run", "steps"], rows=rows)
     ]
@@ -101,8 +98,14 @@ def health(runs: Sequence[RunRecord], limit: int) -> Section:
     )
     entropies = {f"teacher_entropy_{kind}": name for kind, name in _KINDS.items()}
     blocks += chart(
-        runs, "Entropy of the teacher's targets over log P (1: uniform, 0: collapsed)", entropies, limit=limit
+        runs, "Entropy of the teacher's targets over log P (1: uniform, 0: one prototype)", entropies, limit=limit
     )
     norms = {f"center_norm_{kind}": name for kind, name in _KINDS.items()}
     blocks += chart(runs, "Norm of the centres", norms, limit=limit)
     return Section(id="health", title="Gradients and signs of a collapse", blocks=blocks)
+
+
+def skipped_steps(run: RunRecord) -> str:
+    """Over all of its processes."""
+    counted = curve_of(run.metrics, "steps_skipped")
+    return f"{total_of_restarting(counted.values):,}" if len(counted) else "not logged"

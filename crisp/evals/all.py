@@ -13,7 +13,7 @@ from rich.text import Text
 from crisp.errors import CrispError
 from crisp.evals.config import EvalConfig
 from crisp.evals.paper import COLUMNS, ROWS, TITLES
-from crisp.evals.results import DIGITS, Score, summary, write_whole
+from crisp.evals.results import DIGITS, Score, note_of, summary, write_whole
 from crisp.evals.running import evaluation_world
 from crisp.evals.suite import Evaluation, Outcome, failures, find_data, run_suite
 from crisp.evals.tables import POINT_NOTE, Column, compare, markdown_table, print_comparison
@@ -117,7 +117,8 @@ def _others(outcomes: Sequence[Outcome]) -> list[tuple[str, str]]:
 
 
 def _notes(outcomes: Sequence[Outcome]) -> list[str]:
-    return list(dict.fromkeys(outcome.note for outcome in outcomes if outcome.note))
+    notes = [note for o in outcomes for note in (o.note, *map(note_of, o.results))]
+    return list(dict.fromkeys(note for note in notes if note))
 
 
 def write_report(out: Path, model: FrozenModel, outcomes: Sequence[Outcome]) -> Path:
@@ -186,6 +187,7 @@ def _report_markdown(model: FrozenModel, outcomes: Sequence[Outcome]) -> str:
 def print_report(model: FrozenModel, outcomes: Sequence[Outcome], console: Console | None = None) -> None:
     """The tables on a terminal of 80 columns or more, then what was not run and why."""
     console = console or Console(highlight=False)
+    console.print(Text(f"{model.name} on the paper's benchmarks, percent"))
     for table, columns in paper_tables(outcomes).items():
         console.print(Text(f"\n{TITLES[table]} (ours minus the paper's)", style="bold"))
         measured = [column for column in columns if column.value is not None]

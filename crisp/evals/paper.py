@@ -69,9 +69,9 @@ COLUMNS: dict[int, tuple[PaperColumn, ...]] = {
         PaperColumn("multilabel", "vg", "mAP", "VG"),
     ),
     4: (
-        PaperColumn("knn", "imagenet-1pct", "top1", "k-NN 1 %"),
-        PaperColumn("knn", "imagenet-10pct", "top1", "k-NN 10 %"),
-        PaperColumn("knn", "imagenet", "top1", "k-NN 100 %"),
+        PaperColumn("knn", "imagenet-1pct", "top1", "k-NN 1\u00a0%"),
+        PaperColumn("knn", "imagenet-10pct", "top1", "k-NN 10\u00a0%"),
+        PaperColumn("knn", "imagenet", "top1", "k-NN 100\u00a0%"),
         PaperColumn("linear", "imagenet", "top1", "linear"),
     ),
 }

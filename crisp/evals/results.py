@@ -73,7 +73,8 @@ class Result:
     scores: Sequence[Score]
     """The first of a metric is the one to compare; others of it are listed below"""
     settings: Mapping[str, Any]
-    """All that the scores depend on beside the model: the protocol's constants, the data's fingerprint, …"""
+    """All that the scores depend on beside the model: the protocol's constants, the data's fingerprint, …; and as
+    `note` what a reader of the scores must know"""
     chosen: Mapping[str, Any] = field(default_factory=dict)
     """Hyper-parameters that the evaluation itself chose"""
 
@@ -159,6 +160,11 @@ def result_if_any(path: Path) -> Result | None:
 # --- beside the paper ------------------------------------------------------------------------------------------------
 
 
+def note_of(result: Result) -> str:
+    """What a reader of its scores must know, if the evaluation says something: `settings["note"]`."""
+    return str(result.settings.get("note", ""))
+
+
 def result_columns(result: Result) -> list[Column]:
     """What is compared: the metrics that the paper has, or all where it has none."""
     papers = rows(result.task, result.dataset)
@@ -196,6 +202,8 @@ def result_markdown(result: Result) -> str:
         parts.append(markdown_table(["metric", "settings", "%"], told))
     if result.chosen:
         parts.append("Chosen: " + describe(result.chosen) + "\n")
+    if note := note_of(result):
+        parts.append(note + "\n")
     facts = result.model
     parts.append(
         f"Weights: `{facts.source}`, fingerprint `{facts.fingerprint[:16]}`, {facts.depth} blocks of width "
@@ -211,7 +219,7 @@ def summary(result: Result, metrics: Sequence[str] | None = None) -> str:
     return ", ".join(f"{metric} {figure(score.value, score.std)}" for metric, score in shown.items())
 
 
-_NO_SCORES = "No scores: the truth of this split is hidden."
+_NO_SCORES = "No scores: the truth is hidden or absent."
 
 
 def print_result(result: Result, console: Console | None = None) -> None:
@@ -219,9 +227,12 @@ def print_result(result: Result, console: Console | None = None) -> None:
     console = console or Console(highlight=False)
     columns = result_columns(result)
     brackets = " (ours minus the paper's)" if any(column.paper for column in columns) else ""
-    console.print(Text(f"{result.task} on {result.dataset}, percent{brackets}" if columns else _NO_SCORES))
+    console.print(Text(f"{result.task} on {result.dataset}: {result.model.name}"))
+    console.print(Text(f"percent{brackets}" if columns else _NO_SCORES))
     print_comparison(console, result.model.name, columns)
     for score in _further(result, columns):
         console.print(Text(f"{score.metric} {figure(score.value, score.std)}  {describe(score.settings)}"))
     if result.chosen:
         console.print(Text("chosen: " + describe(result.chosen)))
+    if note := note_of(result):
+        console.print(Text(note))

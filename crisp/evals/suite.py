@@ -136,7 +136,7 @@ def _run(
     results = from_main(world, lambda: ledger.write(evaluation.name, key, results))
     if world.is_main:
         for result in results:
-            log.info("%s on %s: %s", result.task, result.dataset, summary(result) or "no scores, its truth is hidden")
+            log.info("%s on %s: %s", result.task, result.dataset, summary(result) or "no scores, the truth is hidden")
     return Outcome(evaluation=evaluation, results=results, note=evaluation.note(own))
 
 

@@ -93,7 +93,7 @@ def test_data_that_the_paper_lacks() -> None:
 
 def test_hidden_truth() -> None:
     hidden = replace(SEGMENTATION, task="video", dataset="mose-valid", scores=[], chosen={})
-    assert "No scores: the truth of this split is hidden." in result_markdown(hidden)
+    assert "No scores: the truth is hidden or absent." in result_markdown(hidden)
     console = Console(width=80, record=True, quiet=True)
     print_result(hidden, console)
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from crisp.distributed import World, sum_over_ranks
 from crisp.errors import CrispError
 from crisp.evals.classification.data import LabelledImages, data_set_name, listed, open_splits
-from crisp.evals.classification.gather import share_of
+from crisp.evals.classification.gather import agreed, share_of
 from crisp.evals.classification.protocol import CROP_PX, KNN_K, KNN_TEMPERATURE, KNN_TOKENS, RESIZE_PX
 from crisp.evals.config import EvalConfig
 from crisp.evals.features import FrozenFeatures, Tokens, has_cls
@@ -78,8 +78,8 @@ def evaluate_knn(config: KnnConfig, model: FrozenModel, world: World) -> list[Re
     Raises:
         CrispError: data that is not as it should be (before anything is extracted), or a damaged image.
     """
-    train, val = open_splits(config.data)
-    banks = _banks(config, train)
+    train, val = agreed(lambda: open_splits(config.data))
+    banks = agreed(lambda: _banks(config, train))
     for bank in banks:
         if max(config.k) > len(bank.numbers):
             raise CrispError(
@@ -185,5 +185,5 @@ def main(args: Sequence[str]) -> None:
         results = evaluate_knn(config, model, world)
         if world.is_main:
             for result in results:
-                write_result(config.out, result)
                 print_result(result)
+                log.info("%s", write_result(config.out, result))

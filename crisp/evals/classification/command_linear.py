@@ -1,5 +1,6 @@
 """`crisp eval linear`: linear probes on ImageNet, all heads of a grid of learning rates in one pass."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -9,6 +10,7 @@ import numpy as np
 from crisp.distributed import World
 from crisp.evals.classification import protocol
 from crisp.evals.classification.data import LabelledImages, data_set_name, open_splits
+from crisp.evals.classification.gather import agreed
 from crisp.evals.classification.linear import HeadTraining, Schedule, Trained, check_schedule, folder_for
 from crisp.evals.classification.protocol import CROP_PX, RESIZE_PX, linear_tokens
 from crisp.evals.config import EvalConfig
@@ -18,6 +20,8 @@ from crisp.evals.results import ModelFacts, Result, Score, print_result, write_r
 from crisp.evals.running import evaluation_world
 from crisp.evals.store import FeatureStore
 from crisp.models.frozen import FrozenModel
+
+log = logging.getLogger(__name__)
 
 TASK = "linear"
 
@@ -70,7 +74,7 @@ def evaluate_linear(config: LinearConfig, model: FrozenModel, world: World) -> R
     Raises:
         CrispError: data that is not as it should be (before anything is computed), or a damaged image.
     """
-    train, val = open_splits(config.data)
+    train, val = agreed(lambda: open_splits(config.data))
     schedule = config.schedule
     check_schedule(schedule, len(train))
     features = FrozenFeatures(
@@ -159,5 +163,5 @@ def main(args: Sequence[str]) -> None:
         model = load_frozen(config.weights, device=world.device)
         result = evaluate_linear(config, model, world)
         if world.is_main:
-            write_result(config.out, result)
             print_result(result)
+            log.info("%s", write_result(config.out, result))

@@ -1,10 +1,26 @@
-"""Rows that ranks share: who makes which, and all of them on every rank."""
+"""What ranks share: errors, and rows that each makes a part of."""
+
+from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from crisp.distributed import World
+from crisp.evals.running import together
+
+_T = TypeVar("_T")
+
+
+def agreed(work: Callable[[], _T]) -> _T:
+    """This rank's value of what all ranks do; an error of one of them is raised on all. Collective.
+
+    For values that are too large to send, unlike `crisp.evals.running.together`.
+    """
+    held: list[_T] = []
+    together(lambda: held.append(work()))
+    return held[0]
 
 
 def share_of(count: int, world: World) -> slice:

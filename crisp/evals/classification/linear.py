@@ -19,7 +19,7 @@ from crisp.errors import CrispError
 from crisp.evals.bar import bar
 from crisp.evals.classification.augment import RandomCropFlip, epoch_order
 from crisp.evals.classification.data import LabelledImages
-from crisp.evals.classification.gather import gather_rows, share_of
+from crisp.evals.classification.gather import agreed, gather_rows, share_of
 from crisp.evals.classification.heads import Heads
 from crisp.evals.classification.protocol import LR_BATCH
 from crisp.evals.features import FrozenFeatures
@@ -143,17 +143,8 @@ class HeadTraining:
         return self._of_all_heads((total / len(order)).tolist())
 
     def _next(self, images: Iterator[Tensor]) -> Tensor:
-        """[m, F] of a rank's share of the next global batch; m may be 0. An error of one rank is raised by all, so that
-        none waits for one that has left. Collective."""
-        prepared, problem = None, None
-        try:
-            prepared = next(images)
-        except CrispError as error:
-            problem = str(error)
-        for told in gather_over_ranks(problem):
-            if told is not None:
-                raise CrispError(told)
-        assert prepared is not None
+        """[m, F] of a rank's share of the next global batch; m may be 0. Collective."""
+        prepared = agreed(lambda: next(images))
         parts = [self._features(part) for part in prepared.split(self._batch) if len(part)]
         return torch.cat(parts) if parts else torch.empty(0, self._features.width, device=self._world.device)
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from crisp.distributed import World, gather_over_ranks
 from crisp.errors import CrispError
+from crisp.evals.classification.gather import agreed
 from crisp.evals.config import EvalConfig
 from crisp.evals.features import FrozenFeatures, Tokens, has_cls
 from crisp.evals.images import CentreCrop, WholeImage
@@ -118,7 +119,7 @@ def evaluate_multilabel(config: MultilabelConfig, model: FrozenModel, world: Wor
     Raises:
         CrispError: data that is not as it should be (before anything is extracted), or a damaged image.
     """
-    data = open_data_set(config.data, config.dataset)
+    data = agreed(lambda: open_data_set(config.data, config.dataset))
     shots = config.shots if config.shots is not None else (protocol.SHOTS if data.name == "voc2012" else ())
     draws = {(n, seed): low_shot(data.train, n, seed) for n in shots for seed in protocol.LOW_SHOT_SEEDS}
     prepare = WholeImage(protocol.SIDE_PX) if config.fit == "whole" else CentreCrop(256, protocol.SIDE_PX)
@@ -218,5 +219,5 @@ def main(args: Sequence[str]) -> None:
         model = load_frozen(config.weights, device=world.device)
         result = evaluate_multilabel(config, model, world)
         if world.is_main:
-            write_result(config.out, result)
             print_result(result)
+            log.info("%s", write_result(config.out, result))

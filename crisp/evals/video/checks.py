@@ -68,6 +68,11 @@ def _check_sequence(sequence: VideoSequence, data: VideoData) -> SequenceFacts:
             objects.setdefault(index, frame)
         if not objects:
             raise CrispError(f"{sequence.starts[frame]}: no object in this first mask; give one with an id above 0")
+    if sequence.named_objects and (odd := sequence.named_objects ^ objects.keys()):
+        log.warning(
+            "%s: objects %s are in meta.json or in the masks to start from, but not in both: is the archive whole?",
+            sequence.name, ", ".join(map(str, sorted(odd))),
+        )  # fmt: skip
     strangers = {index for path in sequence.truths.values() for index in _ids(path, size, data) if index not in objects}
     if data.contiguous_ids:
         objects = dict.fromkeys(range(1, max(objects) + 1), 0)

@@ -100,7 +100,10 @@ def evaluate_video(config: VideoConfig, model: FrozenModel, world: World, *, dat
         objects = _over_ranks(world, partial(_work, data, facts, extractor, folder, world, config.threads))
         sizes[size] = settings
         if objects:
-            scores += [Score(metric=k, value=v, settings={"size": size}) for k, v in averages(objects).items()]
+            scores += [
+                Score(metric=measure, value=value, settings={"size": size, "statistic": statistic})
+                for (measure, statistic), value in averages(objects).items()
+            ]
             if world.is_main:
                 write_whole(folder / "objects.csv", table(objects))
         if data.archive_root is not None:

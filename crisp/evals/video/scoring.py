@@ -86,8 +86,8 @@ def score_sequence(
     return scores
 
 
-def averages(scores: Sequence[ObjectScore]) -> Mapping[str, float]:
-    """Percentages over all objects, by the paper's names of J&F, J and F, and recall and decay of each.
+def averages(scores: Sequence[ObjectScore]) -> Mapping[tuple[str, str], float]:
+    """Percentages over all objects, by measure (the paper's J&F, J, F) and statistic; the means come first.
 
     Raises:
         CrispError: there are no objects.
@@ -97,13 +97,13 @@ def averages(scores: Sequence[ObjectScore]) -> Mapping[str, float]:
     regions, contours = [score.region for score in scores], [score.contour for score in scores]
     J, F = _mean([s.mean for s in regions]), _mean([s.mean for s in contours])
     return {
-        "J&F": (J + F) / 2,
-        "J": J,
-        "J-recall": _mean([s.recall for s in regions]),
-        "J-decay": _mean([s.decay for s in regions]),
-        "F": F,
-        "F-recall": _mean([s.recall for s in contours]),
-        "F-decay": _mean([s.decay for s in contours]),
+        ("J&F", "mean"): (J + F) / 2,
+        ("J", "mean"): J,
+        ("F", "mean"): F,
+        ("J", "recall"): _mean([s.recall for s in regions]),
+        ("J", "decay"): _mean([s.decay for s in regions]),
+        ("F", "recall"): _mean([s.recall for s in contours]),
+        ("F", "decay"): _mean([s.decay for s in contours]),
     }
 
 

@@ -26,6 +26,8 @@ class VideoSequence:
     """Frame → true index mask, of every frame; empty where the truth is hidden"""
     written: tuple[int, ...]
     """Frames whose masks are written"""
+    named_objects: frozenset[int] = frozenset()
+    """Those that the data set's own list names, if it has one"""
 
     def mask_name(self, frame: int) -> str:
         """A frame's mask has the frame's name."""

@@ -42,7 +42,7 @@ def read_youtube_vos(root: Path, split: str) -> VideoData:
         if hidden:
             sequences = tuple(pool.map(lambda name: _hidden_sequence(folder, name, videos[name]), names))
         else:
-            sequences = tuple(pool.map(lambda name: _known_sequence(folder, name), names))
+            sequences = tuple(pool.map(lambda name: _known_sequence(folder, name, videos[name]), names))
     return VideoData(
         dataset="youtube-vos",
         split=split,
@@ -58,12 +58,14 @@ def is_youtube_vos(root: Path, split: str = "valid") -> bool:
     return (folder / "meta.json").is_file() and (folder / "JPEGImages").is_dir()
 
 
-def _read_meta(file: Path) -> Mapping[str, set[str]]:
-    """Video → names of the frames that its objects are asked for in."""
+def _read_meta(file: Path) -> Mapping[str, Mapping[int, set[str]]]:
+    """Video → object → names of the frames that it is asked for in."""
     try:
         content: Any = json.loads(file.read_text())
         videos = {
-            str(name): {str(frame) for item in video["objects"].values() for frame in item["frames"]}
+            str(name): {
+                int(index): {str(frame) for frame in item["frames"]} for index, item in video["objects"].items()
+            }
             for name, video in content["videos"].items()
         }
     except FileNotFoundError as error:
@@ -78,7 +80,8 @@ def _read_meta(file: Path) -> Mapping[str, set[str]]:
     return videos
 
 
-def _hidden_sequence(folder: Path, name: str, asked: set[str]) -> VideoSequence:
+def _hidden_sequence(folder: Path, name: str, objects: Mapping[int, set[str]]) -> VideoSequence:
+    asked = set().union(*objects.values())
     frames = list_frames(folder / "JPEGImages" / name)
     number = {path.stem: frame for frame, path in enumerate(frames)}
     if missing := sorted(asked - set(number)):
@@ -90,11 +93,16 @@ def _hidden_sequence(folder: Path, name: str, asked: set[str]) -> VideoSequence:
     if not masks:
         raise CrispError(f"{folder / 'Annotations' / name}: holds no mask to start from; unpack the annotations again")
     return VideoSequence(
-        name=name, frames=frames, starts=masks, truths={}, written=tuple(sorted(number[stem] for stem in asked))
+        name=name,
+        frames=frames,
+        starts=masks,
+        truths={},
+        written=tuple(sorted(number[stem] for stem in asked)),
+        named_objects=frozenset(objects),
     )
 
 
-def _known_sequence(folder: Path, name: str) -> VideoSequence:
+def _known_sequence(folder: Path, name: str, objects: Mapping[int, set[str]]) -> VideoSequence:
     """The true mask of a frame where an object is first seen is what valid/Annotations would give for it."""
     frames = list_frames(folder / "JPEGImages" / name)
     annotations = folder / "Annotations" / name
@@ -104,4 +112,11 @@ def _known_sequence(folder: Path, name: str) -> VideoSequence:
         if new := set(object_ids(read_mask(path))) - seen:
             starts[frame] = path
             seen |= new
-    return VideoSequence(name=name, frames=frames, starts=starts, truths=truths, written=tuple(range(len(frames))))
+    return VideoSequence(
+        name=name,
+        frames=frames,
+        starts=starts,
+        truths=truths,
+        written=tuple(range(len(frames))),
+        named_objects=frozenset(objects),
+    )

@@ -67,8 +67,12 @@ def test_davis2017_is_scored(tmp_path: Path) -> None:
     config = configured(tmp_path, davis2017(tmp_path / "data"), size="both")
     result = evaluated(config)
     assert (result.task, result.dataset) == ("video", "davis2017")
-    by_size = [[score.metric for score in result.scores if score.settings == {"size": s}] for s in config.sizes]
-    assert by_size == [["J&F", "J", "J-recall", "J-decay", "F", "F-recall", "F-decay"]] * 2
+    by_size = [
+        [f"{s.metric} {s.settings['statistic']}" for s in result.scores if s.settings["size"] == size]
+        for size in ("480p", "480x480")
+    ]
+    assert by_size == [["J&F mean", "J mean", "F mean", "J recall", "J decay", "F recall", "F decay"]] * 2
+    assert all(s.settings == {"size": "480p", "statistic": "mean"} for s in result.headline().values())
     headline = {name: score.value for name, score in result.headline().items()}
     assert headline["J&F"] == pytest.approx((headline["J"] + headline["F"]) / 2)
     assert 50 < headline["J"] < 100  # patches of 32 px on squares of 135 px: edges are coarse
@@ -90,7 +94,7 @@ def test_davis2017_is_scored(tmp_path: Path) -> None:
         with Image.open(masks / "00003.png") as image:
             assert image.mode == "P"
         again += score_sequence(sequence, facts[sequence.name], masks, single_object=False, threads=1)
-    assert averages(again)["J&F"] == headline["J&F"]
+    assert averages(again)["J&F", "mean"] == headline["J&F"]
     assert len((folders[0] / "objects.csv").read_text().splitlines()) == 5
     assert json.loads((folders[0] / "settings.json").read_text())["protocol"]["queue_frames"] == 7
 

@@ -82,6 +82,19 @@ def test_youtube_vos_valid_starts_with_every_png_and_writes_what_meta_asks_for(t
     assert check_data(data, threads=1)["b"].objects == {1: 0, 2: 2}
 
 
+def test_youtube_vos_object_that_only_one_knows_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    root = youtube_vos(tmp_path)
+    check_data(read("youtube-vos", root, "valid"), threads=1)
+    assert "not in both" not in caplog.text
+    meta = json.loads((root / "valid/meta.json").read_text())
+    del meta["videos"]["a"]["objects"]["1"]
+    meta["videos"]["b"]["objects"]["9"] = {"category": "dog", "frames": []}
+    (root / "valid/meta.json").write_text(json.dumps(meta))
+    check_data(read("youtube-vos", root, "valid"), threads=1)
+    assert "a: objects 1 are in meta.json or in the masks to start from, but not in both" in caplog.text
+    assert "b: objects 9 are in meta.json" in caplog.text
+
+
 def test_youtube_vos_train_finds_where_objects_begin(tmp_path: Path) -> None:
     data = read("youtube-vos", youtube_vos(tmp_path), "train")
     assert data.scored

@@ -98,7 +98,7 @@ def prepare(
         )
         for split in (data.train, data.val)
     )  # fmt: skip
-    check_classes(data, train_truth, val_truth, allow_empty=config.allow_empty_classes)
+    from_main(world, lambda: check_classes(data, train_truth, val_truth, allow_empty=config.allow_empty_classes))
     patches = len(kept_rows(train_truth, fit, data.labels.ignored))
     if not patches:
         raise CrispError(f"{data.root}: each patch of {data.train.name} is ignored; check the ids that are ignored")

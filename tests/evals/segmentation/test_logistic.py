@@ -176,6 +176,7 @@ def camvid(split: str, count: int, folder: Path) -> tuple[Tensor, Tensor]:
     return torch.cat(features), torch.cat(labels)
 
 
+@pytest.mark.slow
 def test_real_features_get_scikit_learns_miou(test_data: Path) -> None:
     """Road scenes: classes from 1 to 880 patches, features that depend on each other."""
     train, labels = camvid("train", 23, test_data / "camvid")

@@ -144,5 +144,6 @@ def test_everything_runs_and_nothing_runs_twice(tmp_path: Path, caplog: pytest.L
         "Cityscapes k-NN", "Cityscapes linear", "DAVIS J&F", "DAVIS J", "DAVIS F", "MOSE J&F", "MOSE J", "MOSE F",
         "COCO",
     }  # fmt: skip
+    assert any("Cityscapes train has 19 images, as published it has 2975" in note for note in report["notes"])
     assert "knn-imagenet-3-classes.json" in report["results"], "three classes are not held against the paper's thousand"
     assert any(name.suffix == ".zip" for name in config.out.iterdir()), "MOSE's validation is packed for its server"

@@ -1,9 +1,14 @@
-"""Weights in the official layouts of iBOT, DINO, DINOv2 and timm: every key accounted for, features kept."""
+"""Weights in the official layouts of iBOT, DINO, DINOv2 and timm: every key accounted for, features kept.
+
+What the files of this test hold is checked against `tests.models.published.layouts`, which names the code of each
+system (repository and commit) that its lists are taken from. timm's keys are those of the timm that is installed.
+"""
 
 import argparse
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +30,7 @@ from crisp.models.weights_file import read_weights
 from crisp.recipes import demo
 from crisp.shard_imagenet import ShardConfig, shard_imagenet
 from crisp.trainer import train
+from tests.models.published import layouts
 
 
 def reference_vit(**changes: Any) -> Any:
@@ -55,9 +61,46 @@ def ibot_run(vit: Any) -> dict[str, Any]:
     student["module.backbone.masked_embed"] = torch.full((1, 32), 7.0)
     return {
         "student": student, "teacher": teacher, "optimizer": {"state": {}}, "epoch": 800,
-        "args": argparse.Namespace(arch="vit_small", lr=5e-4), "ibot_loss": {"center": torch.zeros(1, 64)},
-        "fp16_scaler": {"scale": 1.0},
+        "args": argparse.Namespace(arch="vit_small", lr=5e-4), "fp16_scaler": {"scale": 1.0},
+        "ibot_loss": {"center": torch.zeros(1, 64), "center2": torch.zeros(1, 1, 64)},
     }  # fmt: skip
+
+
+def dino_run(vit: Any) -> dict[str, Any]:
+    """As DINO saves a run."""
+    teacher = {f"backbone.{k}": v for k, v in vit.state_dict().items()} | {f"head.{k}": v for k, v in head().items()}
+    return {
+        "student": {f"module.{k}": v + 1 for k, v in teacher.items()}, "teacher": teacher,
+        "optimizer": {"state": {}}, "epoch": 100, "args": argparse.Namespace(arch="vit_small"),
+        "dino_loss": {"center": torch.zeros(1, 64)}, "fp16_scaler": {"scale": 1.0},
+    }  # fmt: skip
+
+
+def dinov2_backbone(vit: Any, *, chunked: bool) -> dict[str, Tensor]:
+    """As DINOv2 saves a backbone; in one chunk, where it is chunked."""
+    weights = {k.replace("blocks.", "blocks.0.") if chunked else k: v for k, v in vit.state_dict().items()}
+    return weights | {"mask_token": torch.ones(1, 32)}
+
+
+def shapes_of(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Networks and losses of a file as `layouts` has them, without what a run keeps beside them."""
+    return {
+        key: shapes_of(value) if isinstance(value, dict) else tuple(value.shape)
+        for key, value in content.items()
+        if isinstance(value, Tensor) or (isinstance(value, dict) and key not in ("optimizer", "fp16_scaler"))
+    }
+
+
+def test_files_of_this_test_have_the_published_keys() -> None:
+    vit = layouts.vit(32, 2, 16, 64)
+    sizes = {"hidden": 48, "bottleneck": 16, "out": 64}
+    assert shapes_of(ibot_run(reference_vit())) == layouts.ibot_run(vit, **sizes)
+    assert shapes_of(dino_run(reference_vit())) == layouts.dino_run(vit, **sizes)
+    assert shapes_of(reference_vit().state_dict()) == vit
+    scaled = reference_vit(init_values=0.1)
+    for chunks in (0, 1):
+        got = shapes_of(dinov2_backbone(scaled, chunked=bool(chunks)))
+        assert got == layouts.dinov2(32, 2, 16, 64, chunks=chunks)
 
 
 def start(configs: Any, source: Path, **changes: Any) -> tuple[StudentTeacher, InitReport]:
@@ -109,11 +152,10 @@ def test_a_run_of_ibot(configs: Any, tmp_path: Path) -> None:
 def test_other_layouts_keep_the_features(configs: Any, tmp_path: Path) -> None:
     vit = reference_vit()
     weights = vit.state_dict()
-    dino = {"teacher": {f"backbone.{k}": v for k, v in weights.items()} | {f"head.{k}": v for k, v in head().items()}}
     files = {
         "iBOT, bare": {"state_dict": weights},
         "DINO, bare": weights,
-        "DINO, run": dino,
+        "DINO, run": dino_run(vit),
         "timm": weights | {"head.weight": torch.zeros(10, 32), "head.bias": torch.zeros(10)},
     }
     for name, content in files.items():
@@ -128,8 +170,7 @@ def test_other_layouts_keep_the_features(configs: Any, tmp_path: Path) -> None:
 @pytest.mark.parametrize("chunked", [False, True])
 def test_layer_scale_of_dinov2_is_folded(configs: Any, tmp_path: Path, chunked: bool) -> None:
     vit = reference_vit(init_values=0.1)
-    weights = {k.replace("blocks.", "blocks.0.") if chunked else k: v for k, v in vit.state_dict().items()}
-    pair, report = start(configs, save(tmp_path / "w.pth", weights | {"mask_token": torch.ones(1, 32)}))
+    pair, report = start(configs, save(tmp_path / "w.pth", dinov2_backbone(vit, chunked=chunked)))
     same_features(pair, vit)
     assert report.layout == "DINOv2, bare"
     assert len(report.folded) == 4
@@ -145,23 +186,8 @@ def test_another_grid_is_resized(configs: Any, tmp_path: Path) -> None:
     assert list(report.resized.values()) == ["position embedding, 7×7 → 4×4 patches"]
 
 
-def official_vits16() -> dict[str, tuple[int, ...]]:
-    """Keys and shapes of the published ViT-S/16 of iBOT and DINO."""
-    shapes: dict[str, tuple[int, ...]] = {
-        "cls_token": (1, 1, 384), "pos_embed": (1, 197, 384),
-        "patch_embed.proj.weight": (384, 3, 16, 16), "patch_embed.proj.bias": (384,),
-        "norm.weight": (384,), "norm.bias": (384,),
-    }  # fmt: skip
-    block = {"norm1": (384,), "attn.qkv": (1152, 384), "attn.proj": (384, 384), "norm2": (384,),
-             "mlp.fc1": (1536, 384), "mlp.fc2": (384, 1536)}  # fmt: skip
-    for i in range(12):
-        for name, shape in block.items():
-            shapes |= {f"blocks.{i}.{name}.weight": shape, f"blocks.{i}.{name}.bias": shape[:1]}
-    return shapes
-
-
 def test_the_official_keys_fill_the_backbone(tmp_path: Path) -> None:
-    shapes = official_vits16()
+    shapes = layouts.vit(384, 12, 16, 224)  # of iBOT's and DINO's published ViT-S/16
     assert len(shapes) == 150
     path = save(tmp_path / "w.pth", {"state_dict": {name: torch.zeros(shape) for name, shape in shapes.items()}})
     pair = StudentTeacher(ModelConfig(prototypes=8), RegionConfig(), ViewsConfig())

@@ -58,7 +58,7 @@ def _load(source: str) -> tuple[Built, str]:
         system = SYSTEMS[system_name]
         built = system.build(_read(file), source)
         return built, f"{system.title} {built.arch_name}"
-    if colon and system_name.isalnum() and not Path(source).exists():
+    if colon and system_name.isalnum() and not file.startswith("//") and not Path(source).exists():
         raise CrispError(f"{source}: no system {system_name}; there are timm and {', '.join(sorted(SYSTEMS))}")
     state = _read(source)
     system = SYSTEMS[_recognise(state, source)]

@@ -50,8 +50,8 @@ class TrainedBackbone(FrozenBackbone):
 
 
 def is_run(path: Path) -> bool:
-    """Whether a folder is a run of our own, or one of its checkpoints; models of Hugging Face have a config.json too."""
-    if not path.is_dir() or is_hf_folder(path):
+    """Whether a folder is a run of our own, or one of its checkpoints."""
+    if not path.is_dir() or is_hf_folder(path):  # which has a config.json, too
         return False
     above = path.resolve().parent
     return (path / CONFIG_FILE).is_file() or (above.name == CHECKPOINTS and (above.parent / CONFIG_FILE).is_file())

@@ -1,4 +1,7 @@
-"""How learned position embeddings of one patch grid become those of another: each system's code has its own way."""
+"""Patch grids: those of images, and how position embeddings of one become those of another.
+
+Each system's code has its own way of the latter.
+"""
 
 import math
 from typing import Literal
@@ -50,9 +53,10 @@ def patch_grid(images: Tensor, patch_px: int) -> tuple[int, int]:
 
 
 def check_last(last: int, depth: int) -> None:
-    """
+    """Refuse a number of last blocks that the model does not have.
+
     Raises:
-        CrispError: there are not that many blocks.
+        CrispError: it is not in 1 to `depth`.
     """
     if not 1 <= last <= depth:
         raise CrispError(f"the last {last} blocks: the model has {depth}; take 1 to {depth}")

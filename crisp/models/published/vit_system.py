@@ -32,6 +32,7 @@ HEAD = (r"teacher\.(?:module\.)?head\..*", "its projection head")
 OF_A_RUN = r"(?:teacher\.)?(?:module\.)?(?:backbone\.)?"
 
 _SIZES = {192: "Ti", 384: "S", 768: "B", 1024: "L", 1280: "H", 1408: "g", 1536: "g"}
+_SIZES |= {2688: "2B", 3072: "3B", 3584: "5B", 4096: "7B"}  # Web-DINO's, by their parameters
 
 
 class VitSystem(System):

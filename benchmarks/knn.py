@@ -5,9 +5,9 @@
 
 Both forms answer the same queries for k = 1, 3, 10, 30 and both distances, in turns in one process, on features of
 clusters and random labels. The plain form (`predict_pixels_plain`) makes the matrix of distances of a chunk, takes the
-nearest, gathers their labels and sorts each pixel's. Times are of the process's own processor, so that what else runs on
-the machine counts little; a ratio is of two turns of one round. Predictions are compared with the plain form in float32,
-and in float64, which has no rounding to speak of. `results/knn.md` has figures.
+nearest, gathers their labels and sorts each pixel's. Times are of the process's own processor, so that what else runs
+on the machine counts little; a ratio is of two turns of one round. Predictions are compared with the plain form in
+float32, and in float64, which has no rounding to speak of. `results/knn.md` has figures.
 """
 
 import resource
@@ -207,9 +207,10 @@ def full_bank(config: KnnBenchConfig, device: torch.device) -> dict[str, Any]:
     peak_gb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
     bank_gb = config.full * (config.width * 4 + pixels) / 1e9
     print(
-        f"\n256 queries against {config.full:,} × {config.width} patches ({bank_gb:.1f} GB on disk): {spent_s:.0f} s of "
-        f"processor, {wall_s:.0f} s; own memory before {before['RssAnon']:.2f} GB, after {after['RssAnon']:.2f} GB; peak "
-        f"resident {peak_gb:.2f} GB, pages of the mapped bank included, which the system takes back when it needs them"
+        f"\n256 queries against {config.full:,} × {config.width} patches ({bank_gb:.1f} GB on disk): "
+        f"{spent_s:.0f} s of processor, {wall_s:.0f} s; own memory before {before['RssAnon']:.2f} GB, "
+        f"after {after['RssAnon']:.2f} GB; peak resident {peak_gb:.2f} GB, pages of the mapped bank included, which "
+        f"the system takes back when it needs them"
     )
     return {"processor_s": spent_s, "wall_s": wall_s, "peak_rss_gb": peak_gb, "before": before, "after": after}
 

@@ -138,6 +138,17 @@ def _demo(args: Sequence[str]) -> None:
     demo(config)
 
 
+def _doctor(args: Sequence[str]) -> None:
+    import tyro
+
+    from crisp.doctor.config import DoctorConfig
+
+    config = tyro.cli(DoctorConfig, args=args, prog="crisp doctor", description=COMMANDS["doctor"].help)
+    from crisp.doctor.command import main as doctor
+
+    doctor(config)
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Command:
     """A command's line in the help, and what it runs."""
@@ -155,6 +166,7 @@ COMMANDS = {
     "viz": Command(help="draw what the loader makes of a sample", run=_viz),
     "export": Command(help="write a trained backbone for timm, transformers or ONNX", run=_export),
     "demo": Command(help="the whole chain on a few hundred small photographs, in minutes", run=_demo),
+    "doctor": Command(help="what this machine has, and whether every fast path is right on it; a report", run=_doctor),
 }
 
 BENCHMARKS = {

@@ -29,12 +29,12 @@ _FACTS_TIMEOUT_S = 120.0
 _WIDTH = 80
 
 
-def main(config: DoctorConfig, *, checks: Sequence[Check] = CHECKS, console: Console | None = None) -> None:
+def main(config: DoctorConfig, *, checks: Sequence[Check] | None = None, console: Console | None = None) -> None:
     """Examine the machine and write the report.
 
     Args:
         config: what to examine.
-        checks: those to run.
+        checks: those to run; default: all of `registry`.
         console: where lines go; default: standard output, 80 columns where it is no terminal.
 
     Raises:
@@ -58,7 +58,14 @@ def main(config: DoctorConfig, *, checks: Sequence[Check] = CHECKS, console: Con
         if config.device == "cpu":
             gpus = 0
         device = "cuda" if gpus else "cpu"
-        lines = _run(checks, _on(context, device), gpus=gpus, quick=config.quick, redact=redact, console=console)
+        lines = _run(
+            CHECKS if checks is None else checks,
+            _on(context, device),
+            gpus=gpus,
+            quick=config.quick,
+            redact=redact,
+            console=console,
+        )
     options = (" --quick" if config.quick else "") + (f" --device {config.device}" if config.device != "auto" else "")
     write_report(config.out, Report(options=options, facts=facts, lines=lines))
     console.print()
@@ -118,9 +125,9 @@ def show(line: Line, console: Console) -> None:
 
 def _row(console: Console, texts: Sequence[str], widths: Sequence[int], *, style: str = "") -> None:
     """Columns of given widths, of which the last one takes what is left and is wrapped; no spaces at the end."""
-    head = "".join(f"{text:<{width}}" for text, width in zip(texts[:-1], widths, strict=False))
+    head = "".join(f"{text:<{width - 1}} " for text, width in zip(texts[:-1], widths, strict=False))
     room = max(20, console.width - len(head))
-    first, *more = textwrap.wrap(texts[-1], room) or [""]
+    first, *more = textwrap.wrap(texts[-1], room, break_on_hyphens=False) or [""]
     text = Text(f"{head}{first}".rstrip())
     text.stylize(style, 0, len(texts[0]))
     for part in more:

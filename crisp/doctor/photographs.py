@@ -11,8 +11,8 @@ from PIL import Image
 
 LONG_PX, SHORT_PX = 500, 375
 QUALITY = 92
-_SCALES_PX = ((125, 70.0), (25, 40.0), (5, 25.0), (1, 5.0))
-"""Size of the grain, and its strength in levels of 255"""
+_SCALES_PX = ((125, 70.0, 3), (25, 40.0, 3), (5, 25.0, 1), (1, 14.0, 1))
+"""Size of the grain, its strength in levels of 255, and its channels: fine grain is gray, as in photographs"""
 
 
 def write_photographs(folder: Path, count: int, *, seed: int = 0) -> list[Path]:
@@ -35,8 +35,9 @@ def write_photographs(folder: Path, count: int, *, seed: int = 0) -> list[Path]:
 def photograph(width: int, height: int, rng: np.random.Generator) -> NDArray[np.uint8]:
     """[height, width, 3] of coarse and fine noise around a colour."""
     pixels = np.full((height, width, 3), rng.uniform(80, 170, 3))
-    for grain_px, strength in _SCALES_PX:
-        small = rng.uniform(-strength, strength, (-(-height // grain_px), -(-width // grain_px), 3))
+    for grain_px, strength, channels in _SCALES_PX:
+        small = rng.uniform(-strength, strength, (-(-height // grain_px), -(-width // grain_px), channels))
+        small = np.broadcast_to(small, (*small.shape[:2], 3))
         levels = Image.fromarray(np.clip(small + 128, 0, 255).astype(np.uint8))
         pixels += np.asarray(levels.resize((width, height), Image.Resampling.BICUBIC), np.float64) - 128
     return np.clip(pixels, 0, 255).astype(np.uint8)

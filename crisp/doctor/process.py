@@ -13,6 +13,7 @@ import os
 import signal
 import sys
 import tempfile
+import time
 import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection
@@ -23,16 +24,19 @@ from crisp.doctor.check import Answer, Finding, NotHere, Wrong
 from crisp.doctor.config import Context
 from crisp.errors import CrispError
 
+PRELOAD = ["crisp.doctor.preload"]
+"""Modules that the server imports, once"""
+
 OUTPUT_LINES = 40
 """Of what a failed check printed, kept for the report"""
 
-_GRACE_S = 20.0  # to end, after the answer
+_GRACE_S = 20.0  # to end, after the answer or when asked to
 
 
 def run_apart(target: str, context: Context, *, timeout_s: float) -> Answer:
     """What `target` (`module:function`) came to, however it ended."""
     forks = multiprocessing.get_context("forkserver")
-    forks.set_forkserver_preload(["crisp.doctor.preload"])
+    forks.set_forkserver_preload(PRELOAD)
     with tempfile.NamedTemporaryFile("r", dir=context.folder, prefix="said-", errors="replace") as said:
         receiver, sender = forks.Pipe(duplex=False)
         process = forks.Process(target=_answer, args=(target, context, sender, said.name, timeout_s))
@@ -74,8 +78,13 @@ def _cause(exitcode: int) -> str:
 
 
 def _end(process: Any) -> None:
-    """The process, and those that it has started."""
+    """The process, and those that it has started: asked first, since torchrun ends its ranks when it is asked."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGTERM)
+        until_s = time.monotonic() + _GRACE_S
+        while time.monotonic() < until_s:
+            os.killpg(process.pid, 0)  # raises when the group is gone
+            time.sleep(0.05)
         os.killpg(process.pid, signal.SIGKILL)
     process.kill()  # it may not have got so far as to lead a group
     process.join()

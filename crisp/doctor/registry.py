@@ -198,7 +198,6 @@ TRAINING = (
         proves="steps in float16 with loss scaling are finite and near float32's",
         remedy="train with --precision bf16 or fp32; attach the report to a bug",
         run=f"{_TRAINING}:fp16_steps",
-        quick=True,
     ),
     Check(
         name="no waits",

@@ -23,8 +23,8 @@ from crisp.training.step import train_step
 STEPS = 3
 LOSS_TOLERANCE = 1e-4
 """Relative, of float32 steps on GPU and CPU, which add in other orders"""
-WEIGHT_TOLERANCE = 1e-3
-"""Of the weights after these steps: norm of the difference to norm; the steps move them by about 2e-2"""
+WEIGHT_TOLERANCE = 0.02
+"""Of the weights after these steps: norm of the difference to that of how far the steps moved them"""
 MAX_SKIPPED: dict[Precision, int] = {"bf16": 0, "fp16": 19}
 """Loss scaling begins too high, and skips a step each time that it halves"""
 HALF_TOLERANCE = 0.05
@@ -46,12 +46,12 @@ def steps_repeat(context: Context) -> Finding:
 
 def gpu_steps(context: Context) -> Finding:
     """Steps in float32 on the GPU against the same on the CPU."""
-    return _against_cpu(torch.device("cuda", 0), compile_=False)
+    return _against_cpu(torch.device(context.device), compile_=False)
 
 
 def compiled_steps(context: Context) -> Finding:
     """The same through torch.compile (--model.compile)."""
-    return _against_cpu(torch.device("cuda", 0), compile_=True)
+    return _against_cpu(torch.device(context.device), compile_=True)
 
 
 def _against_cpu(device: torch.device, *, compile_: bool) -> Finding:
@@ -64,16 +64,15 @@ def _against_cpu(device: torch.device, *, compile_: bool) -> Finding:
     expected, found = cpu.take(STEPS), gpu.take(STEPS)
     loss_apart = max(abs(a - b) / abs(b) for a, b in zip(found, expected, strict=True))
     theirs, ours = cpu.weights(), gpu.weights()
-    weights_apart = float((ours - theirs).norm() / theirs.norm())
-    moved = float((theirs - start).norm() / start.norm())
+    weights_apart = float((ours - theirs).norm() / (theirs - start).norm())
     if not (loss_apart <= LOSS_TOLERANCE and weights_apart <= WEIGHT_TOLERANCE):
         raise Wrong(
             f"after {STEPS} float32 steps losses are {loss_apart:.1e} off the CPU's (at most {LOSS_TOLERANCE:g}), "
-            f"weights {weights_apart:.1e} (at most {WEIGHT_TOLERANCE:g}; the steps moved them by {moved:.0e})"
+            f"weights {weights_apart:.1e} of how far they moved (at most {WEIGHT_TOLERANCE:g})"
         )
     return Finding(
-        figure=f"losses {loss_apart:.0e}, weights {weights_apart:.0e} off after {STEPS} steps",
-        values={"loss_relative": loss_apart, "weights_relative": weights_apart, "moved": moved},
+        figure=f"{STEPS} steps: losses {loss_apart:.0e} off, weights {weights_apart:.0e} of how far they moved",
+        values={"loss_relative": loss_apart, "weights_of_movement": weights_apart},
     )
 
 
@@ -112,7 +111,7 @@ def _half(context: Context, precision: Precision) -> Finding:
 
 def no_waits(context: Context) -> Finding:
     """A step that never waits for the GPU: the host runs ahead of it."""
-    run = TinyRun(tiny_config(precision="bf16"), torch.device("cuda", 0))
+    run = TinyRun(tiny_config(precision="bf16"), torch.device(context.device))
     run.take(2)  # compiles kernels, which may wait
     batch, schedule = run.next_batch()
     batch = replace(batch, patch_masks=batch.patch_masks.pin_memory())  # as the loader's are

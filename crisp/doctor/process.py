@@ -40,7 +40,11 @@ def run_apart(target: str, context: Context, *, timeout_s: float) -> Answer:
     with tempfile.NamedTemporaryFile("r", dir=context.folder, prefix="said-", errors="replace") as said:
         receiver, sender = forks.Pipe(duplex=False)
         process = forks.Process(target=_answer, args=(target, context, sender, said.name, timeout_s))
-        process.start()
+        try:
+            process.start()
+        except (EOFError, OSError) as error:
+            text = f"no process could be started ({error!r}); does 'import torch' crash?"
+            return Answer(status="fail", text=text)
         sender.close()
         try:
             answer = _await(process, receiver, timeout_s)

@@ -15,6 +15,7 @@ from crisp.ops import regions as ops
 from crisp.ops.cross_entropy import prototype_cross_entropy, prototype_cross_entropy_plain
 
 GRID, PATCH_PX, THRESHOLD = 14, 16, 0.5
+IMAGES = 32
 SIMILARITY_MARGIN = 1e-6
 """Nearer to the threshold than this, rounding decides"""
 EDGE_PX = 1e-3
@@ -26,14 +27,14 @@ CROSS_ENTROPY_TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4, torch.bflo
 def region_kernels(context: Context) -> Finding:
     """Both Triton kernels against the torch form on the CPU, for every type of tokens."""
     device = torch.device(context.device)
-    seeds = torch.randint(GRID**2, (32, 2), generator=torch.Generator().manual_seed(1))
+    seeds = torch.randint(GRID**2, (IMAGES, 2), generator=torch.Generator().manual_seed(1))
     regions = torch.empty(0)
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
-        tokens = _tokens(32, 384).to(dtype)
+        tokens = _tokens(IMAGES, 384).to(dtype)
         found = ops.discover(tokens.to(device), seeds.to(device), threshold=THRESHOLD, implementation="triton").cpu()
         regions = ops.discover(tokens, seeds, threshold=THRESHOLD, implementation="torch")
         _require_equal(found, regions, _decided_similarities(tokens, seeds), f"regions of {dtype} tokens")
-    maps = torch.from_numpy(random_crops(2 * 32, np.random.default_rng(0))).unflatten(0, (2, 32))
+    maps = torch.from_numpy(random_crops(2 * IMAGES, np.random.default_rng(0))).unflatten(0, (2, IMAGES))
     grids: dict[str, Any] = {"reference_grid": GRID, "view_grid": GRID, "patch_px": PATCH_PX}
     warped, counts = ops.warp(regions.to(device), maps.to(device), implementation="triton", **grids)
     expected, _ = ops.warp(regions, maps, implementation="torch", **grids)

@@ -1,6 +1,9 @@
 """Whatever is broken, there is a line that says so with its remedy, and the next check runs."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +47,11 @@ def fails(doctor: Doctor, broken: Check, *words: str) -> dict[str, Any]:
     ("name", "run", "words"),
     [
         ("cross-entropy", "wrong_cross_entropy", ["loss in float64 is", "off the plain form, more than 1e-10"]),
-        ("CPU renderer", "wrong_renderer", ["local_views of the CPU renderer is 0.", "of 255 levels off the plain one"]),
+        (
+            "CPU renderer",
+            "wrong_renderer",
+            ["local_views of the CPU renderer is 0.", "of 255 levels off the plain one"],
+        ),
         ("packages", "a_package_is_missing", ["simplejpeg", "cannot be imported"]),
         ("disk", "disk_is_full", ["No space left on device"]),
         ("checkpoint", "disk_is_full_at_a_checkpoint", ["not saved (No space left on device)", "make room"]),
@@ -72,7 +79,7 @@ def test_a_crash_is_a_line_and_says_where_it_was(doctor: Doctor) -> None:
 
 
 def test_a_hanging_check_is_ended_and_says_where_it_was(doctor: Doctor) -> None:
-    line = fails(doctor, check(f"{BROKEN}hangs", timeout_s=3), "no answer within 3 s")
+    line = fails(doctor, check(f"{BROKEN}hangs", timeout_s=5), "no answer within 5 s")
     assert "in hangs" in line["output"]
 
 
@@ -84,6 +91,29 @@ def test_an_answer_of_a_process_that_then_dies_does_not_count(doctor: Doctor) ->
 def test_a_failing_rank(doctor: Doctor) -> None:
     line = fails(doctor, as_registered("two ranks, gloo", "a_rank_fails"), "torchrun ended with status 1")
     assert "exitcode  : 7" in line["output"]
+
+
+def test_an_import_of_torch_that_crashes_is_a_line_too(tmp_path: Path) -> None:
+    """Nothing that the doctor itself imports needs torch, so it says so."""
+    (tmp_path / "kills_the_server.py").write_text("import os\nos._exit(1)\n")
+    code = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "import crisp.doctor.process\n"
+        "from crisp.doctor.command import main\n"
+        "from crisp.doctor.config import DoctorConfig\n"
+        "from crisp.doctor.registry import CHECKS\n"
+        "assert not {'torch', 'numba', 'timm'} & set(sys.modules), 'a library that may be broken'\n"
+        "crisp.doctor.process.PRELOAD[:] = ['kills_the_server']\n"
+        f"main(DoctorConfig(out=Path({str(tmp_path / 'report.md')!r})), checks=CHECKS[:2])\n"
+    )
+    path = os.pathsep.join([str(tmp_path), *filter(None, sys.path)])
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True, check=False
+    )
+    assert "2 of 2 checks failed (packages, compiled code)" in done.stderr, done.stderr
+    assert "FAIL packages         no process could be started" in done.stdout
+    assert "unusable: no process could be started" in (tmp_path / "report.md").read_text()
 
 
 def test_what_a_failed_check_is_needed_for_is_skipped(doctor: Doctor) -> None:

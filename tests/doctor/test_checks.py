@@ -92,6 +92,7 @@ def test_region_kernels_in_tritons_interpreter(broken: bool, tmp_path: Path) -> 
     code = (
         "from pathlib import Path\n"
         "from crisp.doctor import twins\n"
+        "twins.IMAGES = 2\n"
         "from crisp.doctor.config import Context\n"
         "from crisp.ops import regions_triton\n"
         "context = Context(folder=Path('.'), report_folder=Path('.'), device='cpu', asked_device='auto')\n"
@@ -134,10 +135,12 @@ def test_photographs_are_the_same_wherever_they_are_made(tmp_path: Path) -> None
     assert pixels.std() > 10
 
 
-@pytest.fixture
-def sharded(context: Context) -> Context:
-    data_checks.shards(context)
-    return context
+@pytest.fixture(scope="module")
+def sharded(tmp_path_factory: pytest.TempPathFactory) -> Context:
+    folder = tmp_path_factory.mktemp("sharded")
+    made = Context(folder=folder, report_folder=folder, device="cpu", asked_device="auto")
+    data_checks.shards(made)
+    return made
 
 
 def test_batches_that_arrive_otherwise_are_seen(sharded: Context, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -176,7 +179,8 @@ def test_dali_is_wanted_where_there_is_a_gpu(context: Context, monkeypatch: pyte
 
 
 def second_run_is_off(monkeypatch: pytest.MonkeyPatch, by: float) -> None:
-    """Weights of every second run that is made are multiplied by 1 + `by`."""
+    """Weights of every second run that is made are multiplied by 1 + `by`; one step shows it."""
+    monkeypatch.setattr(training_checks, "STEPS", 1)
     made: list[TinyRun] = []
     build = TinyRun.__init__
 
@@ -196,7 +200,7 @@ def test_steps_of_two_devices_are_compared(context: Context, monkeypatch: pytest
     found = training_checks.gpu_steps(context)
     assert found.values["loss_relative"] == 0
     second_run_is_off(monkeypatch, 3e-3)
-    with pytest.raises(Wrong, match=r"after 3 float32 steps losses are .* off the CPU's \(at most 0\.0001\)"):
+    with pytest.raises(Wrong, match=r"after 1 float32 steps losses are .* off the CPU's \(at most 0\.0001\)"):
         training_checks.gpu_steps(context)
 
 
@@ -216,6 +220,7 @@ def test_half_precision_that_is_off_is_seen(
 
 
 def test_a_checkpoint_that_loads_otherwise_is_seen(sharded: Context, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training_checks, "STEPS", 1)
     right = training_checks.restore
 
     def off(state: Any, *args: Any) -> int:

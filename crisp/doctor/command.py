@@ -45,13 +45,14 @@ def main(config: DoctorConfig, *, checks: Sequence[Check] | None = None, console
         console.width = _WIDTH
     check_place(config.out)
     redact = redactor()
-    with tempfile.TemporaryDirectory(prefix="crisp-doctor-") as scratch:
+    with _scratch_folder() as scratch:
         context = Context(
             folder=Path(scratch), report_folder=config.out.parent.resolve(), device="cpu", asked_device=config.device
         )
         facts, gpus = _facts(context)
         facts = {title: {redact(name): redact(text) for name, text in rows.items()} for title, rows in facts.items()}
-        for rows in facts.values():
+        for title, rows in facts.items():
+            console.print(Text(title, style="bold"))
             for name, text in rows.items():
                 _row(console, (name, text), (_FACT_WIDTH, 0))
             console.print()
@@ -74,6 +75,16 @@ def main(config: DoctorConfig, *, checks: Sequence[Check] | None = None, console
         raise CrispError(
             f"{len(failed)} of {len(lines)} checks failed ({', '.join(failed)}); remedies are above and in {config.out}"
         )
+
+
+def _scratch_folder() -> tempfile.TemporaryDirectory[str]:
+    try:
+        return tempfile.TemporaryDirectory(prefix="crisp-doctor-")
+    except OSError as error:
+        raise CrispError(
+            f"{error.filename or 'scratch folder'}: cannot be made ({error.strerror or error}); make room, or set "
+            f"TMPDIR to a folder that can be written"
+        ) from error
 
 
 def _on(context: Context, device: str) -> Context:

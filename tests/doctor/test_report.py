@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from crisp.cli import main
 from crisp.doctor.check import Answer, Line
 from crisp.doctor.config import DoctorConfig
 from crisp.doctor.privacy import redactor, shown_environment
@@ -70,6 +71,19 @@ def test_on_a_full_disk_the_report_before_stays(tmp_path: Path, monkeypatch: pyt
     assert "before" in out.read_text()
     assert "before" in (tmp_path / "report.json").read_text()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["report.json", "report.md"]
+
+
+def test_no_room_for_scratch_files_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(prefix: str) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "/scratch/crisp-doctor-x")
+
+    monkeypatch.setattr("tempfile.TemporaryDirectory", full)
+    assert main(["doctor", "--out", str(tmp_path / "report.md")]) == 1
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "cannot be made (No space left on device); make room, or set TMPDIR" in said
 
 
 def test_secrets_names_and_folders_are_taken_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -107,6 +107,15 @@ TWINS = (
         run=f"{_TWINS}:cross_entropy",
         quick=True,
     ),
+    Check(
+        name="fused loss",
+        group="twins",
+        proves="the Triton kernels of last layer and loss have the plain form's loss and gradients",
+        remedy="leave --loss.fused off; attach the report to a bug",
+        run=f"{_TWINS}:fused_cross_entropy",
+        gpus=1,
+        quick=True,
+    ),
     # A kernel has its entry here (gpus=1) and its function in twins.py, beside the plain form that it is held against.
 )
 """Each kernel against its plain form"""
@@ -183,6 +192,14 @@ TRAINING = (
         run=f"{_TRAINING}:compiled_steps",
         gpus=1,
         timeout_s=300,
+    ),
+    Check(
+        name="fused steps",
+        group="training",
+        proves="so have steps with the fused last layer and loss",
+        remedy="leave --loss.fused off; attach the report to a bug",
+        run=f"{_TRAINING}:fused_steps",
+        gpus=1,
     ),
     Check(
         name="bf16",

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from crisp.checkpoint import list_checkpoints, load_module_state
-from crisp.config import Precision
+from crisp.config import Precision, TrainConfig
 from crisp.doctor.check import Finding, Wrong
 from crisp.doctor.config import Context
 from crisp.doctor.data_checks import SHARDS
@@ -46,20 +46,26 @@ def steps_repeat(context: Context) -> Finding:
 
 def gpu_steps(context: Context) -> Finding:
     """Steps in float32 on the GPU against the same on the CPU."""
-    return _against_cpu(torch.device(context.device), compile_=False)
+    return _against_cpu(context, tiny_config())
 
 
 def compiled_steps(context: Context) -> Finding:
     """The same through torch.compile (--model.compile)."""
-    return _against_cpu(torch.device(context.device), compile_=True)
+    config = tiny_config()
+    return _against_cpu(context, replace(config, model=replace(config.model, compile=True)))
 
 
-def _against_cpu(device: torch.device, *, compile_: bool) -> Finding:
+def fused_steps(context: Context) -> Finding:
+    """The same with the fused last layer and loss (--loss.fused)."""
+    config = tiny_config()
+    return _against_cpu(context, replace(config, loss=replace(config.loss, fused=True)))
+
+
+def _against_cpu(context: Context, config: TrainConfig) -> Finding:
+    """Steps of `config` on the device against `tiny_config`'s on the CPU."""
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
-    config = tiny_config()
-    cpu = TinyRun(config, torch.device("cpu"))
-    gpu = TinyRun(replace(config, model=replace(config.model, compile=compile_)), device)
+    cpu, gpu = TinyRun(tiny_config(), torch.device("cpu")), TinyRun(config, torch.device(context.device))
     start = cpu.weights()
     expected, found = cpu.take(STEPS), gpu.take(STEPS)
     loss_apart = max(abs(a - b) / abs(b) for a, b in zip(found, expected, strict=True))

@@ -1,5 +1,6 @@
 """Each kernel against its plain form, on the device that is examined. `registry.TWINS` lists them."""
 
+import functools
 from typing import Any
 
 import numpy as np
@@ -16,12 +17,16 @@ from crisp.ops.cross_entropy import prototype_cross_entropy, prototype_cross_ent
 
 GRID, PATCH_PX, THRESHOLD = 14, 16, 0.5
 IMAGES = 32
+GROUPS, PROTOTYPES = 300, 512
+"""Of the loss over prototypes: several chunks, and several tiles of the kernels"""
 SIMILARITY_MARGIN = 1e-6
 """Nearer to the threshold than this, rounding decides"""
 EDGE_PX = 1e-3
 """Nearer to a cell's edge than this, rounding decides"""
 CROSS_ENTROPY_TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4, torch.bfloat16: 3e-2}
 """Of loss and gradients: norm of the difference to norm"""
+FUSED_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 1e-2}
+"""Likewise; the kernels take no float64"""
 
 
 def region_kernels(context: Context) -> Finding:
@@ -62,14 +67,23 @@ def warp(context: Context) -> Finding:
 
 def cross_entropy(context: Context) -> Finding:
     """The chunked loss and its gradients against all logits at once, in three types."""
-    device = torch.device(context.device)
+    return _cross_entropies(prototype_cross_entropy, CROSS_ENTROPY_TOLERANCE, torch.device(context.device))
+
+
+def fused_cross_entropy(context: Context) -> Finding:
+    """The Triton kernels of the last layer and its loss (--loss.fused) against all logits at once, in three types."""
+    form = functools.partial(prototype_cross_entropy, fused=True)
+    return _cross_entropies(form, FUSED_TOLERANCE, torch.device(context.device))
+
+
+def _cross_entropies(form: Any, tolerances: dict[torch.dtype, float], device: torch.device) -> Finding:
     torch.backends.cuda.matmul.allow_tf32 = False
     values: dict[str, float] = {}
-    for dtype, tolerance in CROSS_ENTROPY_TOLERANCE.items():
-        given = _bottlenecks(torch.float64 if dtype == torch.float64 else torch.float32)
+    for dtype, tolerance in tolerances.items():
+        half = dtype if dtype in (torch.bfloat16, torch.float16) else None
+        given = _bottlenecks(torch.float32 if half else dtype)
         expected = _loss_and_gradients(prototype_cross_entropy_plain, given, torch.device("cpu"), None)
-        half = dtype if dtype == torch.bfloat16 else None
-        found = _loss_and_gradients(prototype_cross_entropy, given, device, half)
+        found = _loss_and_gradients(form, given, device, half)
         for name, value in found.items():
             apart = float((value - expected[name]).norm() / expected[name].norm())
             if not apart <= tolerance:
@@ -84,7 +98,7 @@ def _short(dtype: torch.dtype) -> str:
 
 
 def _bottlenecks(dtype: torch.dtype) -> dict[str, Tensor]:
-    """Inputs of the loss at a size that takes several chunks: 2 students and teachers, 300 groups, 512 prototypes."""
+    """Inputs of the loss, two students and two teachers to a group."""
     generator = torch.Generator().manual_seed(0)
 
     def unit(*shape: int) -> Tensor:
@@ -92,12 +106,12 @@ def _bottlenecks(dtype: torch.dtype) -> dict[str, Tensor]:
         return torch.nn.functional.normalize(drawn, dim=-1).to(dtype)
 
     return {
-        "student": unit(2, 300, 64),
-        "student_prototypes": unit(512, 64),
-        "teacher": unit(2, 300, 64),
-        "teacher_prototypes": unit(512, 64),
-        "center": 0.1 * unit(512),
-        "weights": torch.rand(300, generator=generator, dtype=torch.float64).to(dtype) / 300,
+        "student": unit(2, GROUPS, 64),
+        "student_prototypes": unit(PROTOTYPES, 64),
+        "teacher": unit(2, GROUPS, 64),
+        "teacher_prototypes": unit(PROTOTYPES, 64),
+        "center": 0.1 * unit(PROTOTYPES),
+        "weights": torch.rand(GROUPS, generator=generator, dtype=torch.float64).to(dtype) / GROUPS,
     }
 
 

@@ -85,31 +85,51 @@ def test_other_random_numbers_are_wrong(context: Context, monkeypatch: pytest.Mo
 # --- kernels ----------------------------------------------------------------------------------------------------------
 
 
+INTERPRETED = """
+from pathlib import Path
+import torch
+from crisp.doctor import training_checks, twins
+from crisp.doctor.config import Context
+from crisp.ops import cross_entropy_triton, regions_triton
+twins.IMAGES, twins.GROUPS, twins.PROTOTYPES, training_checks.STEPS = 2, 20, 70, 1
+del twins.FUSED_TOLERANCE[torch.bfloat16]  # the interpreter cannot multiply it
+{broken}
+context = Context(folder=Path('.'), report_folder=Path('.'), device='cpu', asked_device='auto')
+print({check}(context).figure)
+"""
+
+
+def wrong(kernel: str, change: str) -> str:
+    """Code that puts `change` (of its result `r`) behind a kernel's function."""
+    return f"right = {kernel}\n{kernel} = lambda *a, **o: (lambda r: {change})(right(*a, **o))"
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("broken", [False, True])
-def test_region_kernels_in_tritons_interpreter(broken: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("check", "broken", "said"),
+    [
+        ("twins.region_kernels", "", "equal in "),
+        ("twins.fused_cross_entropy", "", "off by float32 "),
+        ("training_checks.fused_steps", "", "1 steps: losses "),
+        (
+            "twins.region_kernels",
+            wrong("regions_triton.warp_centre", "(r[0].roll(1, -1), r[1])"),
+            "warped regions differ from the plain form's in",
+        ),
+        (
+            "twins.fused_cross_entropy",
+            wrong("cross_entropy_triton.sweep", "(r[0], 1.001 * r[1], r[2])"),
+            "gradient of student in float32 is 1.0e-03 off the plain form, more than 0.0001",
+        ),
+    ],
+)
+def test_kernels_in_tritons_interpreter(check: str, broken: str, said: str) -> None:
     pytest.importorskip("triton", reason="Triton is not installed")
-    code = (
-        "from pathlib import Path\n"
-        "from crisp.doctor import twins\n"
-        "twins.IMAGES = 2\n"
-        "from crisp.doctor.config import Context\n"
-        "from crisp.ops import regions_triton\n"
-        "context = Context(folder=Path('.'), report_folder=Path('.'), device='cpu', asked_device='auto')\n"
-    )
-    if broken:
-        code += (
-            "right = regions_triton.warp_centre\n"
-            "regions_triton.warp_centre = lambda r, m, *rest: right(r, m + 8, *rest)\n"
-        )
     done = subprocess.run(
-        [sys.executable, "-c", code + "print(twins.region_kernels(context).figure)"],
+        [sys.executable, "-c", INTERPRETED.format(check=check, broken=broken)],
         env=os.environ | {"TRITON_INTERPRET": "1"}, capture_output=True, text=True, timeout=200, check=False,
     )  # fmt: skip
-    if broken:
-        assert "Wrong: warped regions differ from the plain form's in" in done.stderr
-    else:
-        assert done.stdout.startswith("equal in "), done.stderr
+    assert (done.stdout if not broken else done.stderr.splitlines()[-1]).count(said) == 1, done.stderr
 
 
 def test_wrong_warping_is_seen(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -213,6 +213,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     # cores are busy a step on the CPU is several times as fast for it (benchmarks/results/threads.md). OpenMP reads it
     # when torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    # Stochastic depth makes matrices of many sizes, and oneDNN keeps compiled code for 1024 of them: .2 GB of a CPU run
+    # (benchmarks/results/step.md).
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
         COMMANDS[args[0]].run(args[1:])

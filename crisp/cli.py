@@ -165,6 +165,17 @@ def _demo(args: Sequence[str]) -> None:
     demo(config)
 
 
+def _doctor(args: Sequence[str]) -> None:
+    import tyro
+
+    from crisp.doctor.config import DoctorConfig
+
+    config = tyro.cli(DoctorConfig, args=args, prog="crisp doctor", description=COMMANDS["doctor"].help)
+    from crisp.doctor.command import main as doctor
+
+    doctor(config)
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Command:
     """A command's line in the help, and what it runs."""
@@ -186,6 +197,7 @@ COMMANDS = {
     "report": Command(help="write a run, or several side by side, as one HTML page", run=_report),
     "export": Command(help="write a trained backbone for timm, transformers or ONNX", run=_export),
     "demo": Command(help="the whole chain on a few hundred small photographs, in minutes", run=_demo),
+    "doctor": Command(help="what this machine has, and whether every fast path is right on it; a report", run=_doctor),
 }
 
 
@@ -271,6 +283,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     # cores are busy a step on the CPU is several times as fast for it (benchmarks/results/threads.md). OpenMP reads it
     # when torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    # Stochastic depth makes matrices of many sizes, and oneDNN keeps compiled code for 1024 of them: .2 GB of a CPU run
+    # (benchmarks/results/step.md).
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
         COMMANDS[args[0]].run(args[1:])

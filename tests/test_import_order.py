@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 # A room is a module or a folder right under crisp/. It may import itself and every layer below its own.
 LAYERS = (
     {"__main__", "cli"},
-    {"demo"},
+    {"demo", "doctor"},
     {"benchmarks", "report"},
     {"trainer"},
     {"training", "run_list"},
@@ -22,19 +22,8 @@ LAYERS = (
     {"interruption"},
     {"pipelines", "models", "losses", "regions", "optim", "checkpoint", "metrics", "progress", "runs"},
     {"ops", "distributed"},
-    {
-        "batch",
-        "geometry",
-        "masking",
-        "shard_format",
-        "schedules",
-        "recipes",
-        "ablations",
-        "storage",
-        "run_state",
-        "machine",
-    },
-    {"config", "philox"},
+    {"batch", "geometry", "masking", "shard_format", "schedules", "recipes", "ablations", "storage", "run_state"},
+    {"config", "philox", "machine"},
     {"errors", "jit", "__init__"},
 )
 

@@ -1,8 +1,10 @@
 """The k-NN benchmark on a tiny bank: that it measures what it says, not how fast anything is."""
 
 import json
+import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -29,7 +31,7 @@ def test_it_prints_and_writes_what_it_measured(tmp_path: Path, capsys: pytest.Ca
     assert compared["different"]["float64"] == 0
     assert "fast and plain in float64: 0" in printed
     assert "256 queries against 500 × 16 patches" in printed
-    assert written["full"]["peak_rss_gb"] > 0
+    assert 0 < written["full"]["own_before_gb"] <= written["full"]["own_peak_gb"] <= written["full"]["peak_rss_gb"]
     assert [path.name for path in tmp_path.iterdir()] == ["knn.json"], "the bank on disk is left behind"
 
 
@@ -44,6 +46,14 @@ def test_a_form_that_predicts_otherwise_is_seen(
     monkeypatch.setattr(bench, "predict_pixels_grid", off_by_one)
     main([*TINY, "--rounds", "1"])
     assert "fast and plain in float64: 640" in capsys.readouterr().out
+
+
+def test_own_memory_sees_a_passing_peak() -> None:
+    with bench.OwnMemory() as own:
+        held = np.ones(50_000_000, np.uint8)
+        time.sleep(0.1)
+        del held
+    assert 0.04 < own.peak_gb - own.before_gb < 0.2
 
 
 def test_differing_counts_pixels() -> None:

@@ -3,13 +3,19 @@
 import re
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
+from crisp.recipes import recipe_named
 from crisp.report.command import main as report
 from crisp.report.config import ReportConfig
+from crisp.shard_imagenet import ShardConfig, shard_imagenet
+from crisp.trainer import train
 from tests.report.folders import bare_run, full_run
 from tests.report.test_page import SECTIONS
 
@@ -37,14 +43,42 @@ def browser() -> Iterator[WebDriver]:
 
 
 @pytest.fixture(scope="module")
-def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Of a full run, of a bare one, and of two side by side."""
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of six steps as training leaves it, stopped by nobody, with online k-NN."""
+    folder = tmp_path_factory.mktemp("trained")
+    rng = np.random.default_rng(0)
+    for i in range(24):
+        target = folder / "images" / f"class {i % 2} <&>" / f"{i}.jpg"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (80, 90, 3), np.uint8)).save(target)
+    shard_imagenet(ShardConfig(source=str(folder / "images"), out=str(folder / "shards"), workers=1))
+    base = recipe_named("demo")
+    config = replace(
+        base,
+        out=folder / "run",
+        log_every=1,
+        data=replace(base.data, shards=str(folder / "shards"), threads=1, renderer="cpu"),
+        views=replace(base.views, reference_px=64, global_px=64, local_px=32, local_views=2),
+        optim=replace(base.optim, epochs=2, global_batch=8, warmup_epochs=1),
+        knn=replace(base.knn, every_epochs=1, k=3),
+    )
+    return train(config)
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory: pytest.TempPathFactory, trained: Path) -> dict[str, Path]:
+    """Of a full run, of a bare one, of two side by side, and of one that was trained."""
     folder = tmp_path_factory.mktemp("runs")
     full, bare = full_run(folder / "<b>full"), bare_run(folder / "bare")
     other = full_run(folder / "other", threshold=0.5, steps=150)
     return {
         name: report(ReportConfig(runs=runs, out=folder / f"{name}.html"))
-        for name, runs in {"full": (full,), "bare": (bare,), "both": (full, other)}.items()
+        for name, runs in {
+            "full": (full,),
+            "bare": (bare,),
+            "both": (full, other),
+            "trained": (trained,),
+        }.items()
     }
 
 
@@ -70,7 +104,7 @@ def key(name: str) -> str:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width_px", [400, 1400])
-@pytest.mark.parametrize("name", ["full", "bare", "both"])
+@pytest.mark.parametrize("name", ["full", "bare", "both", "trained"])
 def test_every_section_shows_without_an_error(
     name: str, width_px: int, scheme: str, browser: WebDriver, pages: dict[str, Path]
 ) -> None:
@@ -91,6 +125,18 @@ def test_every_section_shows_without_an_error(
     assert browser.execute_script(
         "return [...document.images].every(i => i.closest('[hidden]') || (i.complete && i.naturalWidth > 0))"
     )
+
+
+def test_a_trained_run_fills_its_charts(browser: WebDriver, pages: dict[str, Path]) -> None:
+    open_page(browser, pages["trained"])
+    titles = browser.execute_script(
+        "return [...document.querySelectorAll('figure.chart > figcaption')].map(title => title.textContent)"
+    )
+    assert len(titles) == 18, titles
+    text = browser.execute_script("return document.querySelector('main').innerText")
+    for told in ("6 of 6", "complete", "never stopped", "1 on 1 node", "data.shards"):
+        assert told in text
+    assert "not logged" not in text
 
 
 def test_dark_is_dark(browser: WebDriver, pages: dict[str, Path]) -> None:

@@ -24,7 +24,9 @@ def pictures(runs: Sequence[RunRecord]) -> Section:
             blocks.append(Note(text=f"{run.name}: {run.moments_problem}", loud=True))
         elif not run.moments:
             blocks.append(
-                Note(text=f"{run.name} drew no pictures of itself: there is no pictures/index.json in its folder.")
+                Note(
+                    text=f"{run.name} drew no pictures of itself (--pictures.every-epochs): there is no pictures/index.json."
+                )
             )
         for kind in dict.fromkeys(kind for moment in run.moments for kind in moment.files):
             shown = encode(run.moments, kind, budget=budget)

@@ -23,11 +23,8 @@ def pictures(runs: Sequence[RunRecord]) -> Section:
         if run.moments_problem:
             blocks.append(Note(text=f"{run.name}: {run.moments_problem}", loud=True))
         elif not run.moments:
-            blocks.append(
-                Note(
-                    text=f"{run.name} drew no pictures of itself (--pictures.every-epochs): there is no pictures/index.json."
-                )
-            )
+            text = "drew no pictures of itself (--pictures.every-epochs): there is no pictures/index.json."
+            blocks.append(Note(text=f"{run.name} {text}"))
         for kind in dict.fromkeys(kind for moment in run.moments for kind in moment.files):
             shown = encode(run.moments, kind, budget=budget)
             strips.append(Filmstrip(title=f"{run.name}: {_TITLES.get(kind, kind)}", pictures=shown))

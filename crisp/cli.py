@@ -152,7 +152,7 @@ COMMANDS = {
     "train": Command(help="pre-train a recipe, or resume a run", run=_train),
     "recipes": Command(help="list the recipes of `crisp train`, or tell about some", run=_recipes),
     "runs": Command(help="list the runs of a folder: how far each is, whether it goes on, its last scores", run=_runs),
-    "viz": Command(help="draw what the loader makes of a sample", run=_viz),
+    "viz": Command(help="draw samples, regions, features, matches, attention, curves", run=_viz),
     "export": Command(help="write a trained backbone for timm, transformers or ONNX", run=_export),
     "demo": Command(help="the whole chain on a few hundred small photographs, in minutes", run=_demo),
 }
@@ -167,6 +167,11 @@ BENCHMARKS = {
 }
 
 PICTURES = {
+    "regions": "reference with seed and region, and both views with theirs, of models or checkpoints",
+    "pca": "principal components of patch features as colours, several models in columns",
+    "correspondence": "the patches of another image, or of another view, that match best",
+    "attention": "attention of the [CLS] token, per head",
+    "curves": "losses and scores of runs against epochs; tables of ablations",
     "views": "one sample as the loader makes it: reference, all views, and a grid drawn through the affine on each",
 }
 

@@ -180,7 +180,7 @@ def _draw_regions(run: TrainConfig, target: Path) -> None:
 
     from crisp.pipelines.loader import build_train_loader
     from crisp.training.step import find_regions
-    from crisp.viz.regions import RegionPictures, denormalise, draw_regions
+    from crisp.viz.region_figure import RegionPictures, denormalise, draw_regions
 
     loader = build_train_loader(run, rank=0, world_size=1, device=torch.device("cpu"))
     with contextlib.closing(loader):

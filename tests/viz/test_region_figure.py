@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from crisp.pipelines.constants import IMAGENET_MEAN, IMAGENET_STD
-from crisp.viz.regions import RegionPictures, denormalise, draw_regions
+from crisp.viz.region_figure import RegionPictures, denormalise, draw_regions
 
 pytest.importorskip("matplotlib", reason="pictures need the extra 'demo'")
 

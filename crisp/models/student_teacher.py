@@ -152,6 +152,11 @@ class Network(nn.Module):
         return self.backbone.forward_last_blocks(reference, blocks=config.blocks, norm=config.block_norm)
 
     @torch.no_grad()
+    def patch_tokens(self, images: Tensor) -> Tensor:
+        """Patch tokens [B, n, D] of the last block through the patch norm, for pictures of them; no head runs."""
+        return self.backbone(images).patches
+
+    @torch.no_grad()
     def features(self, images: Tensor) -> Tensor:
         """CLS tokens [B, D] of images [B, 3, H, W], for the online k-NN; no head runs."""
         return self.backbone.forward_cls(images)

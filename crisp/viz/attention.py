@@ -12,7 +12,6 @@ import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import numpy as np
 import tyro
 
 from crisp.viz.config import ShapedPictureConfig
@@ -32,7 +31,8 @@ _REMEDY = "leave it out"
 
 def scaled(attention: Array) -> Array:
     """A map with its largest value at 1; all 0 if there is none."""
-    return attention / max(float(attention.max()), np.finfo(np.float32).tiny)
+    largest = float(attention.max())
+    return attention / largest if largest > 0 else attention
 
 
 def draw_attention(

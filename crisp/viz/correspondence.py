@@ -177,9 +177,9 @@ def _draw_match(panel: Axes, pair: tuple[Image, Image], match: Match) -> None:
     patch_px = side / match.grid
     for number, (start, end) in enumerate(zip(match.patches.tolist(), match.matches.tolist(), strict=True)):
         (y0, x0), (y1, x1) = ((np.array(divmod(patch, match.grid)) + 0.5) * patch_px for patch in (start, end))
-        colour, style = COLOURS[number % 6], "-"
+        colour, style = COLOURS[number % 6], "solid"
         if match.right is not None:
-            colour, style = (_RIGHT, "-") if match.right[number] else (_WRONG, (0, (3, 1.5)))
+            colour, style = (_RIGHT, "solid") if match.right[number] else (_WRONG, "dashed")
         panel.plot(
             [x0, x1 + side + between], [y0, y1], color=colour, linestyle=style, linewidth=0.9, marker="o",
             markersize=2.6, markeredgewidth=0, path_effects=[withStroke(linewidth=1.8, foreground="#ffffffc0")],

@@ -22,7 +22,7 @@ VERMILION, PURPLE, SKY = "#d55e00", "#cc79a7", "#56b4e9"
 COLOURS = (BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY, BLACK)
 
 
-def new_figure(width_in: float, height_in: float, *, layout: Literal["constrained", "none"] = "constrained") -> Figure:
+def new_figure(width_in: float, height_in: float, *, layout: Literal["constrained"] | None = "constrained") -> Figure:
     """An empty figure on the Agg canvas, `width_in` × `height_in` inches.
 
     Raises:

@@ -74,7 +74,8 @@ def draw_pca(
     """
     count = maps[0][0].components.shape[1]
     shape = mosaic_shape(count, in_a_row=len(names) == 1)
-    units, labels = (1.0,), ("components 1 to 3",)
+    units: tuple[float, ...] = (1.0,)
+    labels: tuple[str, ...] = ("components 1 to 3",)
     if one_by_one_too:
         units, labels = (1.0, mosaic_units(shape)), ("1 to 3", f"1 to {count}, one by one")
     groups = [Group(head="", labels=("image",))]
@@ -86,6 +87,21 @@ def draw_pca(
             show(colours, composite(found.components, found.grid))
             for panel in separate:
                 show(panel, mosaic(one_by_one(found.components, found.grid), shape))
+    return sheet.figure
+
+
+def draw_pca_pairs(images: Sequence[Image], maps: Sequence[ComponentMap]) -> Figure:
+    """A column per image: the image, and below it one model's first three components as colours.
+
+    Args:
+        images: [H, W, 3] uint8 each, all of one size.
+        maps: by image.
+    """
+    aspect = images[0].shape[0] / images[0].shape[1]
+    sheet = new_sheet([Group(head="") for _ in images], [aspect, aspect])
+    for image, found, (above,), (below,) in zip(images, maps, *sheet.panels, strict=True):
+        show(above, image, smooth=True)
+        show(below, composite(found.components, found.grid))
     return sheet.figure
 
 

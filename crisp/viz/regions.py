@@ -131,8 +131,9 @@ def _views(config: RegionsConfig, runs: Sequence[TrainConfig | None], models: Se
                 f"regions are compared on one grid, draw them apart"
             )
     views = next((run.views for run in runs if run), ViewsConfig(patch_px=1))
-    size = {} if config.size_px is None else {"reference_px": config.size_px, "global_px": config.size_px}
-    views = replace(views, patch_px=1, local_views=0, mask_probability=0.0, seeds_per_image=1, **size)
+    views = replace(views, patch_px=1, local_views=0, mask_probability=0.0, seeds_per_image=1)
+    if config.size_px is not None:
+        views = replace(views, reference_px=config.size_px, global_px=config.size_px)
     for side in (views.reference_px, views.global_px):
         check_size(side, patch_px, who=models[0].name)
     return replace(views, patch_px=patch_px, local_px=patch_px)

@@ -87,7 +87,7 @@ def new_sheet(
     if height_in > _HIGHEST_IN:
         raise CrispError(f"{len(heights)} rows would be {height_in:.0f} inches high; draw fewer images with --count")
 
-    figure = new_figure(width_in, height_in, layout="none")
+    figure = new_figure(width_in, height_in, layout=None)
     panels: list[list[list[Axes]]] = [[[] for _ in groups] for _ in heights]
     left = _MARGIN_IN
     for number, (group, head) in enumerate(zip(groups, heads, strict=True)):
@@ -164,7 +164,7 @@ def mosaic(maps: Sequence[Image], shape: tuple[int, int]) -> Image:
     return whole
 
 
-def coloured(values: NDArray[np.float64], colours: str) -> Image:
+def coloured(values: NDArray[np.floating], colours: str) -> Image:
     """Values [h, w] in [0, 1] as a map [h, w, 3] in a colour map of matplotlib's."""
     from matplotlib import colormaps
 

@@ -1,9 +1,9 @@
 """Pictures of a few fixed images while the run goes on, so that its beginning can be held against its end.
 
-RUN/pictures/step-N/regions.png has the regions (paper, Figures 12 and 13), pca.png the principal components (Figure 4),
-and RUN/pictures/index.json lists them. Images, crops and seeds are the same each time. Nothing of the run is changed: no
-draw is made from torch's generators, and the teacher is only read. Every rank calls it equally often, so that it may be
-sharded over them; the main rank draws.
+RUN/pictures/step-N/regions.png has the regions (paper, Figures 12 and 13), pca.png the principal components (Figure
+4), and RUN/pictures/index.json lists them. Images, crops and seeds are the same each time. Nothing of the run is
+changed: no draw is made from torch's generators, and the teacher is only read. Every rank calls it equally often, so
+that it may be sharded over them; the main rank draws.
 """
 
 import contextlib
@@ -14,9 +14,11 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from crisp.batch import Batch
@@ -61,9 +63,8 @@ class RunPictures:
         self._config, self._world = config, world
         self.drawn: set[int] = set()
         """Steps"""
-        shards = open_shard_set(
-            replace(config, data=replace(config.data, shards=pictures.shards or config.data.shards))
-        )
+        source = pictures.shards or config.data.shards
+        shards = open_shard_set(replace(config, data=replace(config.data, shards=source)))
         sample_ids = _readable(shards, pictures.images)
         self._batch = _render(shards, sample_ids, views, seed=config.seed)
         large = replace(views, reference_px=pictures.pca_px)
@@ -158,7 +159,7 @@ def _name(step: int) -> str:
     return f"step-{step:08d}"
 
 
-def _read_index(folder: Path) -> list[dict[str, int | float | str]]:
+def _read_index(folder: Path) -> list[dict[str, Any]]:
     """Its entries; none where there is no index, or one that a crash or a user has spoiled."""
     try:
         entries = json.loads((folder / PICTURES_INDEX).read_text())
@@ -167,13 +168,13 @@ def _read_index(folder: Path) -> list[dict[str, int | float | str]]:
         return []
 
 
-def _write_index(folder: Path, entries: list[dict[str, int | float | str]]) -> None:
+def _write_index(folder: Path, entries: list[dict[str, Any]]) -> None:
     partial = folder / f".{PICTURES_INDEX}.partial"
     partial.write_text(json.dumps(entries, indent=1) + "\n")
     partial.replace(folder / PICTURES_INDEX)
 
 
-def _readable(shards: ShardSet, count: int) -> "np.ndarray[tuple[int], np.dtype[np.int64]]":
+def _readable(shards: ShardSet, count: int) -> NDArray[np.int64]:
     """Ids of images that can be decoded, evenly from the first to the last.
 
     Raises:
@@ -191,9 +192,7 @@ def _readable(shards: ShardSet, count: int) -> "np.ndarray[tuple[int], np.dtype[
     return np.unique(found)
 
 
-def _render(
-    shards: ShardSet, sample_ids: "np.ndarray[tuple[int], np.dtype[np.int64]]", views: ViewsConfig, *, seed: int
-) -> Batch:
+def _render(shards: ShardSet, sample_ids: NDArray[np.int64], views: ViewsConfig, *, seed: int) -> Batch:
     """As the run's first epoch has them, on the host."""
     rows = shards.index[sample_ids]
     plan = make_plan(views, seed=seed, epoch=0, sample_id=sample_ids, height_px=rows["height"], width_px=rows["width"])

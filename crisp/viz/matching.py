@@ -74,7 +74,8 @@ def true_matches(second_from_first: NDArray[np.float64], *, grid: int, patch_px:
     """
     places = apply(second_from_first, patch_centres(grid, patch_px))  # [n, 2] (x, y)
     side = grid * patch_px
-    overlap: NDArray[np.bool_] = np.logical_and(places >= 0, places < side).all(axis=1)
+    x, y = places.T
+    overlap = (x >= 0) & (x < side) & (y >= 0) & (y < side)
     cells = np.clip(np.floor(places / patch_px).astype(np.int64), 0, grid - 1)
     return Truth(overlap=overlap, nearest=np.where(overlap, cells[:, 1] * grid + cells[:, 0], -1))
 

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 ONE_BY_ONE = 6
+_COLUMN_IN = 1.9
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -98,7 +99,7 @@ def draw_pca_pairs(images: Sequence[Image], maps: Sequence[ComponentMap]) -> Fig
         maps: by image.
     """
     aspect = images[0].shape[0] / images[0].shape[1]
-    sheet = new_sheet([Group(head="") for _ in images], [aspect, aspect])
+    sheet = new_sheet([Group(head="") for _ in images], [aspect, aspect], width_in=_COLUMN_IN * len(images))
     for image, found, (above,), (below,) in zip(images, maps, *sheet.panels, strict=True):
         show(above, image, smooth=True)
         show(below, composite(found.components, found.grid))

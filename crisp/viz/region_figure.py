@@ -128,6 +128,7 @@ def region_columns(
 def _draw_panel(panel: Axes, image: NDArray[np.uint8], mask: NDArray[np.bool_], patch_px: int) -> None:
     """The image with the mask's patches in red and an outline around them, in continuous pixel coordinates."""
     from matplotlib.collections import LineCollection
+    from matplotlib.patheffects import withStroke
 
     height, width = image.shape[:2]
     grid = mask.reshape(height // patch_px, width // patch_px)
@@ -137,7 +138,9 @@ def _draw_panel(panel: Axes, image: NDArray[np.uint8], mask: NDArray[np.bool_], 
         cmap=_all_red(), alpha=0.45 * grid,
     )  # fmt: skip
     edges = [np.array(edge).T * patch_px for edge in _outline(grid)]
-    panel.add_collection(LineCollection(edges, colors=RED, linewidths=1.2, capstyle="round"))
+    # Pale edges: the outline must be seen on red things, too.
+    halo = [withStroke(linewidth=2.6, foreground="#ffffffb0")]
+    panel.add_collection(LineCollection(edges, colors=RED, linewidths=1.2, capstyle="round", path_effects=halo))
     panel.set(xlim=(0, width), ylim=(height, 0), xticks=[], yticks=[])
 
 

@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _MAP = "inferno"
-_REMEDY = "leave it out"
 
 
 def scaled(attention: Array) -> Array:
@@ -73,10 +72,10 @@ def picture(config: ShapedPictureConfig) -> Figure:
     """
     seen = load_seen(config)
     for model in seen.models:
-        check_cls(model, remedy=_REMEDY)
+        check_cls(model, seen.device, remedy="leave it out")
     attention = [
         [
-            cls_attention(model, normalised(view, model.backbone, seen.device), remedy=_REMEDY)
+            cls_attention(model.backbone, normalised(view, model.backbone, seen.device))
             for model, view in zip(seen.models, views, strict=True)
         ]
         for views in seen.views

@@ -53,7 +53,6 @@ log = logging.getLogger(__name__)
 
 _RIGHT, _WRONG = "#0072b2", "#e69f00"
 _BETWEEN = 0.06  # white between the two images, in their side
-_REMEDY = "give another model's with --attention-weights"
 _BATCH = 32  # images whose views are held at a time
 
 
@@ -123,7 +122,7 @@ def find_match(
     grid = images[0].shape[-1] // model.backbone.patch_px
     first, second = (patch_tokens(model.backbone, image) for image in images)
     found = best_matches(first, second)
-    attention = nearest_resize(cls_attention(attending, attended, remedy=_REMEDY), grid)
+    attention = nearest_resize(cls_attention(attending.backbone, attended), grid)
     overlap = truth.overlap if truth else None
     patches = most_attended(attention.reshape(len(attention), -1), top, among=overlap)
     return Match(
@@ -207,7 +206,7 @@ def picture(config: CorrespondenceConfig) -> Figure:
     for model in [*models, *([fixed] if fixed else [])]:
         check_size(config.size_px, model.backbone.patch_px, who=model.name)
     for model in [fixed] if fixed else models:
-        check_cls(model, remedy=_REMEDY)
+        check_cls(model, device, remedy="give another model's attention with --attention-weights")
     if config.between == "images":
         pairs, matches = _between_images(config, images, numbers, models, fixed, device)
     else:

@@ -58,28 +58,25 @@ def patch_tokens(backbone: FrozenBackbone, images: Tensor) -> Array:
 
 
 @torch.no_grad()
-def cls_attention(model: FrozenModel, images: Tensor, *, remedy: str) -> Array:
+def cls_attention(backbone: FrozenBackbone, images: Tensor) -> Array:
     """Attention [h, rows, columns] of [CLS] to the patches of one image [1, 3, H, W] in the last block.
 
     Raises:
-        CrispError: the model has no [CLS]; the message ends with `remedy`.
+        CrispError: the model has no [CLS]; `check_cls` says so before any work.
     """
-    backbone = model.backbone
-    check_cls(model, remedy=remedy)
     rows, columns = (side // backbone.patch_px for side in images.shape[-2:])
     return finite(backbone.cls_attention(images)[0]).reshape(-1, rows, columns)
 
 
 @torch.no_grad()
-def check_cls(model: FrozenModel, *, remedy: str) -> None:
+def check_cls(model: FrozenModel, device: torch.device, *, remedy: str) -> None:
     """That a model has a [CLS] token, by one small pass.
 
     Raises:
-        CrispError: it has none.
+        CrispError: it has none; the message ends with `remedy`.
     """
-    backbone = model.backbone
-    device = next(backbone.parameters()).device
-    if backbone(torch.zeros(1, 3, backbone.patch_px, backbone.patch_px, device=device))[-1].cls is None:
+    patch_px = model.backbone.patch_px
+    if model.backbone(torch.zeros(1, 3, patch_px, patch_px, device=device))[-1].cls is None:
         raise CrispError(f"{model.source}: {model.name} has no [CLS] token whose attention could be taken; {remedy}")
 
 

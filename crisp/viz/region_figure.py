@@ -139,7 +139,7 @@ def _draw_panel(panel: Axes, image: NDArray[np.uint8], mask: NDArray[np.bool_], 
     )  # fmt: skip
     edges = [np.array(edge).T * patch_px for edge in _outline(grid)]
     # Pale edges: the outline must be seen on red things, too.
-    halo = [withStroke(linewidth=2.6, foreground="#ffffffb0")]
+    halo = [withStroke(linewidth=2.0, foreground="#ffffffb0")]
     panel.add_collection(LineCollection(edges, colors=RED, linewidths=1.2, capstyle="round", path_effects=halo))
     panel.set(xlim=(0, width), ylim=(height, 0), xticks=[], yticks=[])
 

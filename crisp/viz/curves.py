@@ -117,7 +117,7 @@ def draw_curves(
 def _draw_curve(panel: Axes, curve: Curve, colour: str, style: str) -> None:
     if curve.logged and len(curve.values) > 40:
         panel.plot(curve.epochs, curve.values, color=colour, linewidth=0.5, alpha=0.35)
-        smooth = running_mean(curve.values, max(1, round(len(curve.values) * _WINDOW)))
+        smooth = running_mean(curve.values, 2 * round(len(curve.values) * _WINDOW / 2) + 1)  # odd: centred
         panel.plot(curve.epochs, smooth, color=colour, linestyle=style, linewidth=1.5)
     else:
         panel.plot(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -61,6 +63,7 @@ def save_figure(figure: Figure, target: Path, *, dpi: int = DPI) -> Path:
     """
     import matplotlib as mpl
 
+    logging.getLogger("fontTools").setLevel(logging.WARNING)  # it tells of every table of a font in a PDF
     suffix = target.suffix.lower()
     if suffix not in FORMATS:
         raise CrispError(f"out={target}: pictures are written as {' or '.join(FORMATS)}; name such a file")
@@ -72,7 +75,8 @@ def save_figure(figure: Figure, target: Path, *, dpi: int = DPI) -> Path:
             figure.savefig(partial, format=FORMATS[suffix], dpi=dpi, metadata=metadata)
         partial.replace(target)
     except OSError as error:
-        partial.unlink(missing_ok=True) if partial.parent.is_dir() else None
+        with contextlib.suppress(OSError):
+            partial.unlink()
         raise CrispError(f"{target}: cannot be written ({error.strerror}); choose another file with --out") from error
     return target
 

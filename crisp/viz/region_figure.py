@@ -64,19 +64,21 @@ def draw_regions(pictures: RegionPictures, target: Path, *, title: str = "") -> 
     return save_png(region_rows(pictures, title=title), target)
 
 
-def region_rows(pictures: RegionPictures, *, title: str = "") -> Figure:
+def region_rows(pictures: RegionPictures, *, title: str = "", width_in: float | None = None) -> Figure:
     """A column per sample and three rows: reference, global view 1, global view 2 (paper, Figures 12 and 13).
 
-    The seed is a blue dot, the region is red patches; above each image stands how many patches it holds.
+    Columns are 1.9 inches wide, or less where all together must not be wider than `width_in`. The seed is a blue dot,
+    the region is red patches; above each image stands how many patches it holds.
 
     Raises:
         CrispError: matplotlib is missing.
     """
     samples = len(pictures.reference)
-    figure = new_figure(_PANEL_IN * samples + 0.4, (_PANEL_IN + 0.3) * 3 + (0.4 if title else 0.0))
+    panel_in = _PANEL_IN if width_in is None else min(_PANEL_IN, (width_in - 0.4) / samples)
+    figure = new_figure(panel_in * samples + 0.4, (panel_in + 0.3) * 3 + (0.4 if title else 0.0))
     axes = figure.subplots(3, samples, squeeze=False)
     if title:
-        figure.suptitle(title, fontsize=10)
+        figure.suptitle(title, fontsize=10, parse_math=False)
     for sample in range(samples):
         valid = bool(pictures.valid[sample])
         panel = axes[0, sample]
@@ -128,7 +130,6 @@ def region_columns(
 def _draw_panel(panel: Axes, image: NDArray[np.uint8], mask: NDArray[np.bool_], patch_px: int) -> None:
     """The image with the mask's patches in red and an outline around them, in continuous pixel coordinates."""
     from matplotlib.collections import LineCollection
-    from matplotlib.patheffects import withStroke
 
     height, width = image.shape[:2]
     grid = mask.reshape(height // patch_px, width // patch_px)
@@ -138,9 +139,9 @@ def _draw_panel(panel: Axes, image: NDArray[np.uint8], mask: NDArray[np.bool_], 
         cmap=_all_red(), alpha=0.45 * grid,
     )  # fmt: skip
     edges = [np.array(edge).T * patch_px for edge in _outline(grid)]
-    # Pale edges: the outline must be seen on red things, too.
-    halo = [withStroke(linewidth=2.0, foreground="#ffffffb0")]
-    panel.add_collection(LineCollection(edges, colors=RED, linewidths=1.2, capstyle="round", path_effects=halo))
+    # A pale edge beside the outline, which must be seen on red things, too.
+    for colour, width in (("white", 2.0), (RED, 1.2)):
+        panel.add_collection(LineCollection(edges, colors=colour, linewidths=width, capstyle="round"))
     panel.set(xlim=(0, width), ylim=(height, 0), xticks=[], yticks=[])
 
 

@@ -173,11 +173,9 @@ def picture(config: RegionsConfig) -> Figure:
         for model, region in zip(models, regions, strict=True)
     ]
     names = [model.name for model in models]
-    return (
-        region_rows(found[0], title=names[0])
-        if len(found) == 1
-        else region_columns(found, names, width_in=config.width_in)
-    )
+    if len(found) == 1:
+        return region_rows(found[0], title=names[0], width_in=config.width_in)
+    return region_columns(found, names, width_in=config.width_in)
 
 
 def main(args: Sequence[str] | None = None) -> None:

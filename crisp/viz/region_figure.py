@@ -140,8 +140,8 @@ def _draw_panel(panel: Axes, image: NDArray[np.uint8], mask: NDArray[np.bool_], 
     )  # fmt: skip
     edges = [np.array(edge).T * patch_px for edge in _outline(grid)]
     # A pale edge beside the outline, which must be seen on red things, too.
-    for colour, width in (("white", 2.0), (RED, 1.2)):
-        panel.add_collection(LineCollection(edges, colors=colour, linewidths=width, capstyle="round"))
+    for colour, stroke in (("white", 2.0), (RED, 1.2)):
+        panel.add_collection(LineCollection(edges, colors=colour, linewidths=stroke, capstyle="round"))
     panel.set(xlim=(0, width), ylim=(height, 0), xticks=[], yticks=[])
 
 

@@ -176,6 +176,10 @@ def test_regions_of_a_run_take_its_choices_and_show_what_it_saw(
     )  # fmt: skip
     panels = regions.picture(drawn).axes
     assert len(panels) == 2 * 2 * 3
+    side = config.views.global_px
+    assert {panel.get_xlim() + panel.get_ylim() for panel in panels} == {(0, side, side, 0)}, (
+        "all of each image is seen"
+    )
     batch = _first_epoch(config, (3, 17))
     for sample, number in enumerate((3, 17)):
         reference = next(p for p in panels if len(p.lines) == 1 and _shows(p.images[0], batch[number]))

@@ -193,7 +193,7 @@ COMMANDS = {
     "eval": Command(
         help="score a frozen model, ours or another, on the paper's benchmarks beside its figures", run=_eval
     ),
-    "viz": Command(help="draw what the loader makes of a sample", run=_viz),
+    "viz": Command(help="draw samples, regions, features, matches, attention, curves", run=_viz),
     "report": Command(help="write a run, or several side by side, as one HTML page", run=_report),
     "export": Command(help="write a trained backbone for timm, transformers or ONNX", run=_export),
     "demo": Command(help="the whole chain on a few hundred small photographs, in minutes", run=_demo),
@@ -249,6 +249,11 @@ BENCHMARKS = {
 }
 
 PICTURES = {
+    "regions": "reference with seed and region, and both views with theirs, of models or checkpoints",
+    "pca": "principal components of patch features as colours, several models in columns",
+    "correspondence": "the patches of another image, or of another view, that match best",
+    "attention": "attention of the [CLS] token, per head",
+    "curves": "losses and scores of runs against epochs; tables of ablations",
     "views": "one sample as the loader makes it: reference, all views, and a grid drawn through the affine on each",
 }
 

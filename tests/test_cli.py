@@ -79,7 +79,7 @@ def _one_line(status: int, err: str, *words: str) -> None:
         (("bench", "feed", "--images", "{tmp}/nowhere"), ("nowhere", "no such file or folder")),
         (("doctor", "--out", "{tmp}/nowhere/report.md"), ("no folder", "nowhere")),
         (("doctor", "--out", "{tmp}/report.json"), ("name a .md file",)),
-        (("viz", "nothing"), ("'nothing'", "choose one of views")),
+        (("viz", "nothing"), ("'nothing'", "choose one of regions")),
         (("viz", "views", "--shards", "{tmp}/nowhere", "--out", "{tmp}/a.png"), ("no such folder", "crisp shard")),
         (("viz", "views", "--shards", "{tmp}/empty", "--out", "{tmp}/a.gif"), ("a.gif", ".png or .pdf")),
         (("demo", "--images", "{tmp}/empty", "--out", "{tmp}/demo"), ("0 usable photographs",)),

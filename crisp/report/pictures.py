@@ -13,8 +13,8 @@ from pathlib import Path
 from PIL import Image
 
 from crisp.report.blocks import Picture
+from crisp.runs import PICTURES, PICTURES_INDEX
 
-FOLDER, INDEX_FILE = "pictures", "index.json"
 WIDTHS_PX = (1600, 1200, 900, 640)
 """That pictures are made narrower to, the widest with which enough of them have room"""
 ENOUGH = 12
@@ -35,22 +35,22 @@ class Moment:
 
 def gather_moments(run: Path) -> tuple[list[Moment], str]:
     """The moments by step whose files can be opened, and a sentence on what cannot; empty where all is well."""
-    folder = run / FOLDER
-    path = folder / INDEX_FILE
+    folder = run / PICTURES
+    path = folder / PICTURES_INDEX
     if not path.exists():
         return [], ""
     try:
         entries = json.loads(path.read_text())
         moments = [_moment(entry, folder) for entry in entries]
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
-        return [], f"{FOLDER}/{INDEX_FILE} cannot be read, so its pictures are not shown."
+        return [], f"{PICTURES}/{PICTURES_INDEX} cannot be read, so its pictures are not shown."
     lost = [file for moment in moments for file in moment.files.values() if not _opens(file, folder)]
     whole = [
         Moment(step=m.step, epoch=m.epoch, files=files)
         for m in moments
         if (files := {kind: file for kind, file in m.files.items() if file not in lost})
     ]
-    problem = f"{len(lost)} picture(s) that {FOLDER}/{INDEX_FILE} names are missing or damaged." if lost else ""
+    problem = f"{len(lost)} picture(s) that {PICTURES}/{PICTURES_INDEX} names are missing or damaged." if lost else ""
     return sorted(whole, key=lambda moment: moment.step), problem
 
 

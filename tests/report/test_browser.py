@@ -44,7 +44,7 @@ def browser() -> Iterator[WebDriver]:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of six steps as training leaves it, stopped by nobody, with online k-NN."""
+    """A run of six steps as training leaves it, with online k-NN and pictures."""
     folder = tmp_path_factory.mktemp("trained")
     rng = np.random.default_rng(0)
     for i in range(24):
@@ -61,6 +61,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         views=replace(base.views, reference_px=64, global_px=64, local_px=32, local_views=2),
         optim=replace(base.optim, epochs=2, global_batch=8, warmup_epochs=1),
         knn=replace(base.knn, every_epochs=1, k=3),
+        pictures=replace(base.pictures, every_epochs=1, images=2, pca_px=64),
     )
     return train(config)
 
@@ -137,6 +138,8 @@ def test_a_trained_run_fills_its_charts(browser: WebDriver, pages: dict[str, Pat
     for told in ("6 of 6", "complete", "never stopped", "1 on 1 node", "data.shards"):
         assert told in text
     assert "not logged" not in text
+    steps = "return [...document.querySelectorAll('.strip figure')].map(figure => Number(figure.dataset.step))"
+    assert browser.execute_script(steps) == [0, 3, 6] * 2
 
 
 def test_dark_is_dark(browser: WebDriver, pages: dict[str, Path]) -> None:

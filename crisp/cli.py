@@ -103,8 +103,24 @@ def _viz(args: Sequence[str]) -> None:
     _run_module("viz", "picture", PICTURES, "crisp.viz", args)
 
 
-def _run_module(command: str, kind: str, table: dict[str, str], package: str, args: Sequence[str]) -> None:
-    """Hand what follows the name to `main` of the module of that name, or list the names."""
+def _eval(args: Sequence[str]) -> None:
+    helps = {name: evaluation.help for name, evaluation in EVALUATIONS.items()}
+    modules = {name: evaluation.module for name, evaluation in EVALUATIONS.items()}
+    _run_module("eval", "evaluation", helps, modules, args)
+
+
+def _run_module(
+    command: str, kind: str, table: dict[str, str], package: str | dict[str, str], args: Sequence[str]
+) -> None:
+    """Hand what follows the name to `main` of its module, or list the names.
+
+    Args:
+        command: what was typed before the name.
+        kind: what the names name.
+        table: a line of help by name.
+        package: where there is a module for each name, or each name's module.
+        args: the name and what follows it.
+    """
     import importlib
 
     if not args or args[0] in ("-h", "--help"):
@@ -112,8 +128,8 @@ def _run_module(command: str, kind: str, table: dict[str, str], package: str, ar
         return
     if args[0] not in table:
         raise CrispError(f"{command} {args[0]!r}: there is no such {kind}; choose one of {', '.join(table)}")
-    module = importlib.import_module(f"{package}.{args[0]}")
-    module.main(args[1:])
+    path = f"{package}.{args[0]}" if isinstance(package, str) else package[args[0]]
+    importlib.import_module(path).main(args[1:])
 
 
 def _export(args: Sequence[str]) -> None:
@@ -152,13 +168,55 @@ COMMANDS = {
     "train": Command(help="pre-train a recipe, or resume a run", run=_train),
     "recipes": Command(help="list the recipes of `crisp train`, or tell about some", run=_recipes),
     "runs": Command(help="list the runs of a folder: how far each is, whether it goes on, its last scores", run=_runs),
+    "eval": Command(
+        help="score a frozen model, ours or another, on the paper's benchmarks beside its figures", run=_eval
+    ),
     "viz": Command(help="draw what the loader makes of a sample", run=_viz),
     "export": Command(help="write a trained backbone for timm, transformers or ONNX", run=_export),
     "demo": Command(help="the whole chain on a few hundred small photographs, in minutes", run=_demo),
 }
 
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Evaluation:
+    """An evaluation's line in the help, and the module whose `main` it is."""
+
+    help: str
+    module: str
+
+
+EVALUATIONS = {
+    "knn": Evaluation(
+        help="ImageNet k-NN with 1 %, 10 % and 100 % of the labels (Table 4)",
+        module="crisp.evals.classification.command_knn",
+    ),
+    "linear": Evaluation(
+        help="ImageNet linear classifiers, all learning rates in one pass (Table 4)",
+        module="crisp.evals.classification.command_linear",
+    ),
+    "seg-knn": Evaluation(
+        help="semantic segmentation by k-NN of patches: ADE20K, VOC 2012, Cityscapes (Table 1)",
+        module="crisp.evals.segmentation.command_knn",
+    ),
+    "seg-linear": Evaluation(
+        help="semantic segmentation by logistic regression of patches (Table 1)",
+        module="crisp.evals.segmentation.command_linear",
+    ),
+    "video": Evaluation(
+        help="masks propagated through videos: DAVIS, YouTube-VOS, MOSE (Table 2)", module="crisp.evals.video.command"
+    ),
+    "multilabel": Evaluation(
+        help="multi-label classification: VOC 2012, COCO, Visual Genome, low-shot too (Table 3)",
+        module="crisp.evals.multilabel.command",
+    ),
+    "all": Evaluation(
+        help="all of these that the data on disk allows, in one table beside the paper's", module="crisp.evals.all"
+    ),
+}
+
 BENCHMARKS = {
     "feed": "GPUs of a given img/s that this node can feed, from originals and from 320 and 256 px shards",
+    "knn": "k-NN over a bank of labelled patches against the plain form, and its memory at full size",
     "loader": "samples per second of each renderer against a torchvision/PIL loader",
     "plan": "milliseconds to draw a batch: order, crops, colours, block masks",
     "shard": "images per second of `crisp shard` against decoding alone and other writers",

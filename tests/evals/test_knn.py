@@ -1,4 +1,5 @@
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -7,7 +8,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor
 
 from crisp.errors import CrispError
-from crisp.evals.knn import knn_accuracy
+from crisp.evals.knn import knn_accuracy, knn_hits, nearest
 
 
 def plain_knn(
@@ -82,3 +83,39 @@ def test_refuses_what_cannot_be_scored() -> None:
     train[0][3, 2] = float("nan")
     with pytest.raises(CrispError, match="1 of 12 training features are not finite"):
         knn_accuracy(*train, *test, k=(5,), classes=5)
+
+
+@pytest.mark.parametrize("bank_chunk", [1, 7, 64, 1000])
+def test_a_bank_in_chunks_gives_the_same_neighbours(bank_chunk: int, tmp_path: Path) -> None:
+    (train, train_labels), (test, test_labels) = blobs(10, 90), blobs(11, 33)
+    cosines = torch.nn.functional.normalize(test, dim=1) @ torch.nn.functional.normalize(train, dim=1).T
+    expected, expected_rows = cosines.topk(20, dim=1)
+    np.save(tmp_path / "train.npy", train.numpy())
+    mapped = np.load(tmp_path / "train.npy", mmap_mode="r")
+    for bank in (train, mapped):
+        found, rows = nearest(bank, test, k=20, chunk=8, bank_chunk=bank_chunk)
+        torch.testing.assert_close(found, expected)
+        assert torch.equal(rows, expected_rows)
+    options = {"k": (1, 20, 90), "classes": 5}
+    assert knn_accuracy(mapped, train_labels, test, test_labels, bank_chunk=bank_chunk, **options) == knn_accuracy(
+        train, train_labels, test, test_labels, **options
+    )
+
+
+def test_shares_of_the_queries_add_up() -> None:
+    train, (test, test_labels) = blobs(12, 60), blobs(13, 25)
+    options = {"k": (3, 10), "classes": 5, "temperature": 0.07}
+    parts = [
+        knn_hits(*train, test[at], test_labels[at], **options) for at in (slice(0, 11), slice(11, 11), slice(11, 25))
+    ]
+    assert {k: sum(part[k] for part in parts) for k in (3, 10)} == knn_hits(*train, test, test_labels, **options)
+
+
+def test_perfect_features_give_1_and_constant_ones_the_share_of_one_class() -> None:
+    labels = torch.arange(5).repeat_interleave(6)
+    one_hot = torch.eye(5)[labels]
+    val = torch.arange(5).repeat(4)
+    assert set(knn_accuracy(one_hot, labels, torch.eye(5)[val], val, k=(1, 6), classes=5).values()) == {1.0}
+    # All are equally near: whoever the neighbours are, they name one class for every image.
+    constant = knn_accuracy(torch.ones(30, 4), labels, torch.ones(20, 4), val, k=(1, 6, 30), classes=5)
+    assert set(constant.values()) == {1 / 5}

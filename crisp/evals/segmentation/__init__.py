@@ -1,0 +1,1 @@
+"""Semantic segmentation by frozen patch features: nearest neighbours and logistic regression."""

@@ -209,6 +209,10 @@ EVALUATIONS = {
         help="multi-label classification: VOC 2012, COCO, Visual Genome, low-shot too (Table 3)",
         module="crisp.evals.multilabel.command",
     ),
+    "region-quality": Evaluation(
+        help="discovered regions against true segments and against random regions, over β, M, seeds, warping",
+        module="crisp.evals.region_quality.command",
+    ),
     "all": Evaluation(
         help="all of these that the data on disk allows, in one table beside the paper's", module="crisp.evals.all"
     ),

@@ -70,7 +70,7 @@ def evaluate_region_quality(config: RegionQualityConfig, model: FrozenModel, wor
         world: this rank's.
 
     Returns:
-        Percentages, the means over all regions for which a measure is defined. Discovered regions with the
+        Percentages, the means over all regions for which a measure is defined. Those of discovered regions with the
         run's own settings come first. A score's settings say which regions (`KINDS`), β, M, the seed policy and, for
         `valid`, the warp mode.
 

@@ -132,6 +132,12 @@ def _run_module(
     importlib.import_module(path).main(args[1:])
 
 
+def _ablate(args: Sequence[str]) -> None:
+    from crisp.ablate.command import main as ablate
+
+    ablate(args)
+
+
 def _export(args: Sequence[str]) -> None:
     import tyro
 
@@ -171,6 +177,7 @@ COMMANDS = {
     "eval": Command(
         help="score a frozen model, ours or another, on the paper's benchmarks beside its figures", run=_eval
     ),
+    "ablate": Command(help="train and evaluate the rows of an ablation beside the paper's table", run=_ablate),
     "viz": Command(help="draw what the loader makes of a sample", run=_viz),
     "export": Command(help="write a trained backbone for timm, transformers or ONNX", run=_export),
     "demo": Command(help="the whole chain on a few hundred small photographs, in minutes", run=_demo),

@@ -39,7 +39,9 @@ def main(args: Sequence[str]) -> None:
         result = evaluate_region_quality(config, model, world)
         if world.is_main:
             text = quality_markdown(result)
-            Console(highlight=False, soft_wrap=True).print(Text(quality_table(result)))
+            Console(highlight=False, soft_wrap=True).print(
+                Text(quality_table(result) + "\n" + "\n".join(quality_gains(result)))
+            )
             path = config.out / f"{result.stem}.json"
             write_whole(path.with_suffix(".md"), text)
             write_whole(path, result_json(result))
@@ -51,6 +53,8 @@ def quality_lines(result: Result) -> tuple[list[str], list[list[str]]]:
     modes = list(dict.fromkeys(s.settings["warp_mode"] for s in result.scores if s.metric == VALID))
     values: dict[tuple[Any, ...], dict[str, float]] = {}
     for score in result.scores:
+        if score.metric not in (*MEASURES, VALID):
+            continue
         key = tuple(score.settings[name] for name in ("threshold", "blocks", "seed_policy", "regions"))
         column = f"{VALID}, {score.settings['warp_mode']}" if score.metric == VALID else score.metric
         values.setdefault(key, {})[column] = score.value
@@ -67,6 +71,19 @@ def _figure(values: Mapping[str, float], column: str) -> str:
     return f"{values[column]:.1f}" if column in values else MISSING
 
 
+def quality_gains(result: Result) -> list[str]:
+    """What discovered regions gain over connected random ones, a line for each setting."""
+    lines = []
+    for score in result.scores:
+        if score.metric.endswith("-gain"):
+            told = score.settings
+            error = "" if score.std is None else f" ± {score.std:.1f}, the standard error over images"
+            setting = f"β {told['threshold']:g}, M {told['blocks']}, {told['seed_policy']}"
+            name = score.metric.removesuffix("-gain")
+            lines.append(f"{setting}: {name} {score.value:+.1f}{error}, against connected random regions.")
+    return lines
+
+
 def quality_table(result: Result) -> str:
     """The table as Markdown."""
     return markdown_table(*quality_lines(result))
@@ -80,6 +97,7 @@ def quality_markdown(result: Result) -> str:
         [
             f"# {result.task} on {result.dataset}: {facts.name}\n",
             quality_table(result),
+            *(f"{gain}\n" for gain in quality_gains(result)),
             f"Percent, means over {settings['regions']} regions ({settings['seeds_per_image']} of each of "
             f"{settings['images']} images); {settings['regions_of_a_segment']} have a seed whose label is not ignored. "
             f"Boundaries count as met within {settings['boundary_px']} px. Random regions have the seeds and the sizes "

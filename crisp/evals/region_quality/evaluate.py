@@ -47,6 +47,8 @@ log = logging.getLogger(__name__)
 TASK = "region-quality"
 KINDS = ("found", "blob", "scattered")
 """Discovered regions; random ones of the same seeds and sizes, connected and not"""
+GAINS = ("purity", "overlap")
+"""Measures whose gain over connected random regions is a score of its own, `purity-gain`"""
 VALID = "valid"
 """The share of regions that both views show, beside `MEASURES`"""
 
@@ -72,7 +74,8 @@ def evaluate_region_quality(config: RegionQualityConfig, model: FrozenModel, wor
     Returns:
         Percentages, the means over all regions for which a measure is defined. Those of discovered regions with the
         run's own settings come first. A score's settings say which regions (`KINDS`), β, M, the seed policy and, for
-        `valid`, the warp mode.
+        `valid`, the warp mode. `purity-gain` and `overlap-gain` are means over images of the difference to connected
+        random regions, and their `std` is the standard error of that mean.
 
     Raises:
         CrispError: whatever of data and config does not fit together, found before the model runs.
@@ -297,3 +300,32 @@ def _scores(outcome: Outcome, discovery: Discovery) -> Iterator[Score]:
             for w, mode in enumerate(discovery.warp_modes):
                 share = float(outcome.valid[:, kind, g, w].mean(dtype=np.float64))
                 yield Score(metric=VALID, value=100 * share, settings={**told, "warp_mode": mode})
+    for g, setting in enumerate(discovery.settings):
+        for name in GAINS:
+            found, blob = (outcome.measures[:, kind, g, :, MEASURES.index(name)] for kind in (0, 1))
+            gain, error = mean_gain(found.astype(np.float64), blob.astype(np.float64))
+            if gain is not None:
+                told = {"regions": "found", "against": "blob", **asdict(setting)}
+                yield Score(
+                    metric=f"{name}-gain", value=100 * gain, std=None if error is None else 100 * error, settings=told
+                )
+
+
+def mean_gain(found: NDArray[np.float64], other: NDArray[np.float64]) -> tuple[float | None, float | None]:
+    """Mean over images of their mean difference, and its standard error: regions of one image are not independent.
+
+    Args:
+        found: [N, K] a measure, or `UNDEFINED`, in both at the same places.
+        other: [N, K].
+
+    Returns:
+        None for what cannot be told: the mean without a single image, the error with one.
+    """
+    defined = found != UNDEFINED
+    counts = defined.sum(1)
+    sums = np.where(defined, found - other, 0).sum(1)
+    gains = sums[counts > 0] / counts[counts > 0]
+    if not len(gains):
+        return None, None
+    error = float(gains.std(ddof=1)) / len(gains) ** 0.5 if len(gains) > 1 else None
+    return float(gains.mean()), error

@@ -13,7 +13,7 @@ from crisp.distributed import World
 from crisp.errors import CrispError
 from crisp.evals.region_quality import command
 from crisp.evals.region_quality.config import RegionQualityConfig
-from crisp.evals.region_quality.evaluate import evaluate_region_quality
+from crisp.evals.region_quality.evaluate import evaluate_region_quality, mean_gain
 from crisp.evals.results import Result, read_result, result_json
 from crisp.models.frozen import FrozenModel
 from tests.evals.region_quality.oracle import GRID, SIDE_PX, oracle_model, striped_mask, write_masked
@@ -113,6 +113,24 @@ def read_result_of(text: str, folder: Path) -> Result:
     path = folder / "result.json"
     path.write_text(text)
     return read_result(path)
+
+
+def test_gains_are_means_over_images() -> None:
+    found = np.array([[0.5, 0.7], [0.9, -1.0], [-1.0, -1.0]])
+    other = np.array([[0.4, 0.4], [0.5, -1.0], [-1.0, -1.0]])
+    gain, error = mean_gain(found, other)
+    assert gain == pytest.approx((0.2 + 0.4) / 2)
+    assert error == pytest.approx(np.std([0.2, 0.4], ddof=1) / np.sqrt(2))
+    assert mean_gain(found[:1], other[:1]) == (pytest.approx(0.2), None)
+    assert mean_gain(found[2:], other[2:]) == (None, None)
+
+
+def test_the_gain_is_the_difference_of_means_where_every_region_counts(data: Path) -> None:
+    result = score(data, oracle_model())
+    gain = next(s for s in result.scores if s.metric == "purity-gain")
+    assert gain.value == pytest.approx(of(result, "purity") - of(result, "purity", "blob"), abs=1e-3)
+    assert gain.std is not None
+    assert gain.std > 0
 
 
 def test_fewer_images(data: Path) -> None:

@@ -66,8 +66,8 @@ _SCANNED: dict[str, dict[str, str]] = {
 
 LEFT_OUT = {
     "layers": "The scan lost Table 5's row M = 2; the label of its first row is scanned as I, and taken for 1.",
-    "threshold": "Figure 6 is a drawing whose figures the scan lost; the text says that β = 0.75 is the best trade-off, "
-    "that β = 0.99 still beats the baseline, and that low β is the worse for dense tasks.",
+    "threshold": "Figure 6 is a drawing whose figures the scan lost. The text says that β = 0.75 is the best "
+    "trade-off, that β = 0.99 still beats the baseline, and that low β costs accuracy in dense tasks.",
     "blocks": "Two k-NN figures of Table 6 are left out: L = 0, scanned as 34.6, 20 points below the others, of "
     "which the text says nothing, and L = 2, scanned as 5716.",
     "heads": "The first sign of Table 7's first row is scanned as 4, and taken for a check mark. The last row of ours, "

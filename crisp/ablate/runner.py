@@ -77,6 +77,7 @@ class _Work:
         self.errors: list[BaseException] = []
         self.stopping = False
         self.lock = threading.Lock()
+        self.serving = 0
         self.running: set[subprocess.Popen[bytes]] = set()
 
     def stop(self, number: int) -> None:
@@ -86,6 +87,22 @@ class _Work:
             for process in self.running:
                 # Only the process itself, not its group: a loader's workers would be gone before the trainer has saved.
                 process.send_signal(number)
+
+    def serve(self, slot: Slot) -> None:
+        """Begin a thread for a slot."""
+        with self.lock:
+            self.serving += 1
+        threading.Thread(target=_serve, args=(self, slot), name=slot.name).start()
+
+    def wait(self) -> None:
+        """Until no slot serves any more. (`Thread.join`, when Ctrl-C interrupts it, takes the thread for ended.)"""
+        while self.serving:
+            time.sleep(_POLL_S)
+
+    def leave(self) -> None:
+        """A slot's thread ends."""
+        with self.lock:
+            self.serving -= 1
 
     def start(self, command: Sequence[str], slot: Slot, output: Path) -> subprocess.Popen[bytes] | None:
         """A process of its own session, so that Ctrl-C reaches this one alone; None if all is to stop."""
@@ -114,30 +131,23 @@ def run_jobs(jobs: Sequence[Job], slots: Sequence[Slot]) -> dict[str, Failure]:
         What failed, by job.
     """
     work = _Work(jobs)
-    threads = [threading.Thread(target=_serve, args=(work, slot), name=slot.name) for slot in slots]
     with _terminable():
         try:
-            for thread in threads:
-                thread.start()
-            _wait(threads)
+            for slot in slots:
+                work.serve(slot)
+            work.wait()
         except KeyboardInterrupt:
             log.info("stopping: what runs is told to save and to leave; a second Ctrl-C kills it")
             work.stop(signal.SIGTERM)
             try:
-                _wait(threads)
+                work.wait()
             except KeyboardInterrupt:
                 work.stop(signal.SIGKILL)
-                _wait(threads)
+                work.wait()
             raise
     if work.errors:
         raise work.errors[0]
     return work.failures
-
-
-def _wait(threads: Sequence[threading.Thread]) -> None:
-    for thread in threads:
-        while thread.is_alive():
-            thread.join(_POLL_S)  # with a timeout, so that signals are heard
 
 
 @contextmanager
@@ -156,23 +166,24 @@ def _terminable() -> Iterator[None]:
 
 def _serve(work: _Work, slot: Slot) -> None:
     """Take jobs until there is none."""
-    while not work.stopping:
-        try:
-            job = work.waiting.get_nowait()
-        except queue.Empty:
-            return
-        try:
+    try:
+        while not work.stopping:
+            try:
+                job = work.waiting.get_nowait()
+            except queue.Empty:
+                return
             failure = _run(work, job, slot)
-        except BaseException as error:  # noqa: BLE001  # raised again by the thread that waits
-            work.errors.append(error)
-            work.stop(signal.SIGTERM)
-            return
-        with work.lock:
-            work.ended += 1
-            if failure is not None:
-                work.failures[job.name] = failure
-        if failure is not None and not work.stopping:
-            log.error("%d of %d: %s", work.ended, work.total, failure)
+            with work.lock:
+                work.ended += 1
+                if failure is not None:
+                    work.failures[job.name] = failure
+            if failure is not None and not work.stopping:
+                log.error("%d of %d: %s", work.ended, work.total, failure)
+    except BaseException as error:  # noqa: BLE001  # raised again by the thread that waits
+        work.errors.append(error)
+        work.stop(signal.SIGTERM)
+    finally:
+        work.leave()
 
 
 def _run(work: _Work, job: Job, slot: Slot) -> Failure | None:

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.text import Text
 
 from crisp.ablate.config import AblateConfig
-from crisp.ablate.curve import AXES, draw_curves
+from crisp.ablate.curve import CURVES, draw_curves
 from crisp.ablate.evaluations import RowEvaluation, evaluations_for
 from crisp.ablate.paper import TITLES
 from crisp.ablate.rows import Row, demo_data, expected_hours, plan_rows
@@ -35,7 +35,8 @@ def main(args: Sequence[str]) -> None:
 
 
 def ablate(config: AblateConfig) -> Path:
-    """Train and evaluate what is not done yet, then write OUT/TABLE/table.md, table.json and curve.png.
+    """Train and evaluate what is not done yet, then write OUT/TABLE/table.md, table.json, curve.json
+    and, where rows are numbers, curve.png.
 
     Returns:
         table.md.
@@ -46,7 +47,7 @@ def ablate(config: AblateConfig) -> Path:
     began_s = time.monotonic()
     console = Console(highlight=False, soft_wrap=True)
     rows = plan_rows(config)
-    if config.table in AXES:
+    if config.table in CURVES:
         from crisp.viz.figure import new_figure
 
         new_figure(1, 1)  # what is missing for the curve is said now
@@ -78,7 +79,7 @@ def _finish(
     console.print(Text(f"\n{table.title}, percent\n\n{markdown_table(*table_lines(table))}"))
     for note in table.notes:
         console.print(Text(note))
-    console.print(Text(f"\n{path}, table.json{', curve.png' if curve else ''}: {describe_time(elapsed_s)}"))
+    console.print(Text(f"\n{path}, table.json, curve.json{', curve.png' if curve else ''}: {describe_time(elapsed_s)}"))
     if failures:
         first = next(iter(failures.values()))
         more = f" (and {len(failures) - 1} more of {len(rows)} rows)" if len(failures) > 1 else ""

@@ -2,18 +2,12 @@
 
 from pathlib import Path
 
-from crisp.ablate.paper import FIGURES
+from crisp.ablate.paper import DEFAULTS, FIGURES, PARAMETERS
 from crisp.ablate.table import AblationTable
 from crisp.viz.figure import new_figure, save_png
 
-AXES = {
-    "layers": "M: last blocks averaged",
-    "threshold": "β: similarity threshold",
-    "blocks": "L: blocks of the module",
-}
-"""Tables that are drawn, and what their rows are"""
-DEFAULTS = {"layers": 4, "threshold": 0.75, "blocks": 1}
-"""The paper's choice"""
+CURVES = ("layers", "threshold", "blocks")
+"""Tables that are drawn: their rows are numbers"""
 
 _OURS, _PAPER = "#0072b2", "#d55e00"
 _COLUMNS = 3
@@ -31,7 +25,7 @@ def draw_curves(table: AblationTable, target: Path) -> Path | None:
         CrispError: matplotlib is missing.
     """
     columns = [name for name in table.columns if any(name in row.ours for row in table.rows)]
-    if table.table not in AXES or not columns:
+    if table.table not in CURVES or not columns:
         return None
     high = -(-len(columns) // _COLUMNS)
     wide = min(len(columns), _COLUMNS)
@@ -51,9 +45,9 @@ def draw_curves(table: AblationTable, target: Path) -> Path | None:
                 *zip(*theirs, strict=True), "o--", color=_PAPER, markersize=5, markerfacecolor="none", label="paper"
             )
             panel.legend(fontsize=7)
-        panel.axvline(DEFAULTS[table.table], color="0.6", linestyle=":", linewidth=1)
+        panel.axvline(float(DEFAULTS[table.table]), color="0.6", linestyle=":", linewidth=1)
         panel.set_title(f"{name} (%)", fontsize=9)
-        panel.set_xlabel(AXES[table.table], fontsize=8)
+        panel.set_xlabel(PARAMETERS[table.table], fontsize=8)
         panel.tick_params(labelsize=7)
         panel.grid(alpha=0.3)
     for panel in list(panels)[len(columns) :]:

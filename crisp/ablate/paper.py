@@ -45,6 +45,22 @@ TITLES = {
     "seeds": "Regions per image, and where seeds are drawn (not in the paper)",
 }
 
+PARAMETERS = {
+    "layers": "M: last blocks averaged",
+    "threshold": "β: similarity threshold",
+    "blocks": "L: blocks of the module",
+    "heads": "MLP, last layer",
+    "norm": "final norm",
+    "warp": "warp mode",
+    "seeds": "seeds per image",
+}
+"""What the rows of a table are values of"""
+DEFAULTS = {
+    "layers": "4", "threshold": "0.75", "blocks": "1", "heads": "default", "norm": "separate", "warp": "centre",
+    "seeds": "1",
+}  # fmt: skip
+"""The row that is the method's own choice"""
+
 # By table and row, the three columns as scanned: - where it cannot be read, three digits where the point is lost.
 _SCANNED: dict[str, dict[str, str]] = {
     "layers": {"1": "556 644 69.0", "4": "576 647 691", "6": "56.4 64.4 68.8"},

@@ -8,7 +8,7 @@ from typing import Any
 
 from crisp.ablate.config import AblateConfig
 from crisp.ablate.evaluations import RowEvaluation, Values
-from crisp.ablate.paper import COLUMNS, FIGURES, LEFT_OUT, TITLES, PaperFigure
+from crisp.ablate.paper import COLUMNS, DEFAULTS, FIGURES, LEFT_OUT, PARAMETERS, TITLES, PaperFigure
 from crisp.ablate.rows import Row
 from crisp.ablate.runner import Failure
 from crisp.evals.results import DIGITS, write_whole
@@ -135,12 +135,36 @@ def table_json(table: AblationTable) -> str:
     return json.dumps(plain, indent=2, ensure_ascii=False) + "\n"
 
 
+def curve_json(table: AblationTable) -> str:
+    """As `crisp viz curves --table` reads it: values and figures, and which row is the method's choice."""
+    rows = [
+        {
+            "value": number_of(row.name),
+            "scores": {name: round(value, DIGITS) for name, value in row.ours.items()},
+            "paper": {name: figure.value for name, figure in row.paper.items()},
+            "default": row.name == DEFAULTS[table.table],
+        }
+        for row in table.rows
+    ]
+    plain = {"title": table.title, "parameter": PARAMETERS[table.table], "rows": rows}
+    return json.dumps(plain, indent=2, ensure_ascii=False) + "\n"
+
+
+def number_of(row: str) -> float | str:
+    """A row's name, as a number where it is one."""
+    try:
+        return float(row)
+    except ValueError:
+        return row
+
+
 def write_table(table: AblationTable, folder: Path) -> Path:
-    """Write FOLDER/table.md and table.json.
+    """Write FOLDER/table.md, table.json and curve.json.
 
     Returns:
         The Markdown file.
     """
     write_whole(folder / "table.json", table_json(table))
+    write_whole(folder / "curve.json", curve_json(table))
     write_whole(folder / "table.md", table_markdown(table))
     return folder / "table.md"

@@ -77,6 +77,9 @@ def test_rows_fail_alone_are_taken_up_again_and_end_in_the_table(
     }  # fmt: skip
     assert (folder / "curve.png").stat().st_size > 1000
     assert "0.75" in capsys.readouterr().out
+    curve = json.loads((folder / "curve.json").read_text())
+    assert [(row["value"], row["default"]) for row in curve["rows"]] == [(0.4, False), (0.75, True), (0.9, False)]
+    assert curve["rows"][1]["scores"] == table["rows"][1]["ours"]
 
     assert run(tmp_path, "--regions.data", str(masked)) == 0  # nothing is left to do
     assert len(calls.read_text().splitlines()) == len(begun) + 2

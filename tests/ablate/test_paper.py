@@ -2,10 +2,13 @@
 
 import pytest
 
-from crisp.ablate.curve import AXES, DEFAULTS
-from crisp.ablate.paper import COLUMNS, FIGURES, LEFT_OUT, TITLES
+from crisp.ablate.curve import CURVES
+from crisp.ablate.paper import COLUMNS, DEFAULTS, FIGURES, LEFT_OUT, PARAMETERS, TITLES
+from crisp.ablate.table import number_of
 from crisp.ablations import TABLES
 from crisp.evals.paper import COLUMNS as MAIN_COLUMNS
+from crisp.recipes import recipe_named
+from crisp.runs import _leaves
 
 
 def figures(table: str, row: str) -> list[float]:
@@ -56,7 +59,14 @@ def test_rows_and_columns_are_those_that_run() -> None:
     assert {(c.task, c.dataset, c.metric) for c in COLUMNS} <= main
 
 
+def test_the_method_is_a_row_of_each_table() -> None:
+    assert set(DEFAULTS) == set(PARAMETERS) == set(TABLES)
+    base = _leaves(recipe_named("vits16"))
+    for table, row in DEFAULTS.items():
+        change = TABLES[table][row]
+        assert all(base[f"{part}.{name}"] == value for part, fields in change.items() for name, value in fields.items())
+
+
 def test_curves_are_of_rows_that_are_numbers() -> None:
-    for table, default in DEFAULTS.items():
-        assert default in [float(row) for row in TABLES[table]]
-    assert set(AXES) == set(DEFAULTS)
+    numeric = {table for table, rows in TABLES.items() if all(not isinstance(number_of(row), str) for row in rows)}
+    assert set(CURVES) == numeric

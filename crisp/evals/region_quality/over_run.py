@@ -21,6 +21,7 @@ from crisp.distributed import World
 from crisp.errors import CrispError
 from crisp.evals.region_quality.config import RegionQualityConfig
 from crisp.evals.region_quality.evaluate import KINDS, VALID, evaluate_region_quality
+from crisp.evals.region_quality.measures import MEASURES
 from crisp.evals.results import DIGITS, Result, Score, write_whole
 from crisp.evals.running import from_main
 from crisp.models.published import load_frozen
@@ -95,7 +96,11 @@ def quality_at(result: Result, *, step: int, epoch: float | None) -> dict[str, A
     line |= {name: result.settings[name] for name in ("images", "seeds_per_image", "seed", "boundary_px")}
     for kind in KINDS:
         wanted = {"regions": kind, **own}
-        line[kind] = {s.metric: round(s.value, DIGITS) for s in result.scores if _is_of(s, wanted)}
+        line[kind] = {
+            s.metric: round(s.value, DIGITS)
+            for s in result.scores
+            if s.metric in (*MEASURES, VALID) and _is_of(s, wanted)
+        }
     return line
 
 

@@ -9,9 +9,10 @@ from rich.console import Console
 from rich.text import Text
 
 from crisp.evals.region_quality.config import RegionQualityConfig
-from crisp.evals.region_quality.evaluate import KINDS, VALID, evaluate_region_quality
+from crisp.evals.region_quality.evaluate import evaluate_region_quality
 from crisp.evals.region_quality.measures import MEASURES
 from crisp.evals.region_quality.over_run import score_checkpoints
+from crisp.evals.region_quality.scores import KINDS, VALID
 from crisp.evals.results import Result, result_json, write_whole
 from crisp.evals.running import evaluation_world
 from crisp.evals.tables import MISSING, describe, markdown_table

@@ -20,8 +20,9 @@ from crisp.checkpoint import list_checkpoints, step_of
 from crisp.distributed import World
 from crisp.errors import CrispError
 from crisp.evals.region_quality.config import RegionQualityConfig
-from crisp.evals.region_quality.evaluate import KINDS, VALID, evaluate_region_quality
+from crisp.evals.region_quality.evaluate import evaluate_region_quality
 from crisp.evals.region_quality.measures import MEASURES
+from crisp.evals.region_quality.scores import KINDS, VALID
 from crisp.evals.results import DIGITS, Result, Score, write_whole
 from crisp.evals.running import from_main
 from crisp.models.published import load_frozen

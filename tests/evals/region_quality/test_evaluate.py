@@ -13,7 +13,8 @@ from crisp.distributed import World
 from crisp.errors import CrispError
 from crisp.evals.region_quality import command
 from crisp.evals.region_quality.config import RegionQualityConfig
-from crisp.evals.region_quality.evaluate import evaluate_region_quality, mean_gain
+from crisp.evals.region_quality.evaluate import evaluate_region_quality
+from crisp.evals.region_quality.scores import mean_gain
 from crisp.evals.results import Result, read_result, result_json
 from crisp.models.frozen import FrozenModel
 from tests.evals.region_quality.oracle import GRID, SIDE_PX, oracle_model, striped_mask, write_masked

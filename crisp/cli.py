@@ -132,6 +132,12 @@ def _run_module(
     importlib.import_module(path).main(args[1:])
 
 
+def _ablate(args: Sequence[str]) -> None:
+    from crisp.ablate.command import main as ablate
+
+    ablate(args)
+
+
 def _export(args: Sequence[str]) -> None:
     import tyro
 
@@ -193,6 +199,7 @@ COMMANDS = {
     "eval": Command(
         help="score a frozen model, ours or another, on the paper's benchmarks beside its figures", run=_eval
     ),
+    "ablate": Command(help="train and evaluate the rows of an ablation beside the paper's table", run=_ablate),
     "viz": Command(help="draw samples, regions, features, matches, attention, curves", run=_viz),
     "report": Command(help="write a run, or several side by side, as one HTML page", run=_report),
     "export": Command(help="write a trained backbone for timm, transformers or ONNX", run=_export),
@@ -232,6 +239,10 @@ EVALUATIONS = {
     "multilabel": Evaluation(
         help="multi-label classification: VOC 2012, COCO, Visual Genome, low-shot too (Table 3)",
         module="crisp.evals.multilabel.command",
+    ),
+    "region-quality": Evaluation(
+        help="discovered regions against true segments and against random regions, over β, M, seeds, warping",
+        module="crisp.evals.region_quality.command",
     ),
     "all": Evaluation(
         help="all of these that the data on disk allows, in one table beside the paper's", module="crisp.evals.all"

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 # A room is a module or a folder right under crisp/. It may import itself and every layer below its own.
 LAYERS = (
     {"__main__", "cli"},
-    {"demo", "doctor"},
+    {"demo", "doctor", "ablate"},
     {"benchmarks", "report"},
     {"trainer"},
     {"training", "run_list"},

@@ -98,7 +98,7 @@ def checked(data: SegmentationData) -> SegmentationData:
                 "%s %s: %d images, the published split has %d: the scores are not comparable",
                 data.name, split.name, len(split), split.official,
             )  # fmt: skip
-        splits.append(_with_fingerprint(data, split))
+        splits.append(fingerprinted(split, data.name))
     train, val = splits
     shared = {pair.image.resolve() for pair in train.pairs} & {pair.image.resolve() for pair in val.pairs}
     if shared and not data.note:
@@ -110,7 +110,12 @@ def checked(data: SegmentationData) -> SegmentationData:
     )
 
 
-def _with_fingerprint(data: SegmentationData, split: Split) -> Split:
+def fingerprinted(split: Split, title: str) -> Split:
+    """The same, sorted and with its fingerprint, after every file was looked for; `title` is the data set's.
+
+    Raises:
+        CrispError: a file that is missing or empty.
+    """
     pairs = tuple(sorted(split.pairs))
     files = [path for pair in pairs for path in (pair.image, pair.mask)]
     with ThreadPoolExecutor(16) as pool:  # on a network file system each look takes a while
@@ -120,7 +125,7 @@ def _with_fingerprint(data: SegmentationData, split: Split) -> Split:
     for faulty, what in ((missing, "missing"), (empty, "empty")):
         if faulty:
             raise CrispError(
-                f"{faulty[0]}: is {what} ({len(faulty)} of the {len(files)} files of {data.name} {split.name} are); "
+                f"{faulty[0]}: is {what} ({len(faulty)} of the {len(files)} files of {title} {split.name} are); "
                 f"unpack the whole archive"
             )
     digest = hashlib.sha256()

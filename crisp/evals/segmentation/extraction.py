@@ -89,12 +89,12 @@ def _forward(backbone: FrozenBackbone, images: Tensor, config: EvalConfig, devic
     """[B, side, side, 3] uint8 → [B, n, D] float32."""
     pixels = images.to(device, non_blocking=True).permute(0, 3, 1, 2).float() / 255
     mean, std = (torch.tensor(values, device=device).view(3, 1, 1) for values in (backbone.mean, backbone.std))
-    with _precision(config, device):
+    with forward_precision(config, device):
         return backbone((pixels - mean) / std, last=1)[-1].patches.float()
 
 
 @contextmanager
-def _precision(config: EvalConfig, device: torch.device) -> Iterator[None]:
+def forward_precision(config: EvalConfig, device: torch.device) -> Iterator[None]:
     """Autocast as chosen; float32 means just that: PyTorch's default lets the patch embedding be computed in TF32."""
     tf32 = torch.backends.cudnn.allow_tf32
     exact = config.precision == "float32"

@@ -18,7 +18,7 @@ COMMA := ,
 EXTRAS := $(if $(DALI),$(DALI)$(COMMA))dev
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo lint test test-all test-gpu clean
+.PHONY: help setup demo lint test test-all test-gpu docs clean
 
 help: ## list the targets
 	@echo "usage: make TARGET"
@@ -42,6 +42,9 @@ test-all: $(STAMP) ## the slow tests that `make test` leaves out
 
 test-gpu: $(STAMP) ## what needs a CUDA device; skipped with the reason where there is none
 	$(BIN)/python -m pytest -m gpu $(ARGS)
+
+docs: $(STAMP) ## the pages of docs/ as HTML, in docs/_build
+	$(BIN)/python -m sphinx -q -W --keep-going -b html docs docs/_build
 
 clean: ## remove .venv
 	rm -rf $(VENV)

@@ -61,6 +61,15 @@ def list_checkpoints(folder: Path) -> list[Path]:
     return sorted(p for p in folder.glob(f"{_STEP_PREFIX}*") if (p / SEAL_FILE).is_file())
 
 
+def list_damaged(folder: Path) -> list[int]:
+    """Steps of checkpoints that a resumed run found damaged and set aside, in order."""
+    return sorted(
+        int(step)
+        for path in folder.glob(f"{_DAMAGED_PREFIX}{_STEP_PREFIX}*")
+        if (step := path.name.removeprefix(_DAMAGED_PREFIX + _STEP_PREFIX)).isdigit()
+    )
+
+
 def step_of(checkpoint: Path) -> int:
     """The optimiser steps that were done when it was written, by its name."""
     return int(checkpoint.name.removeprefix(_STEP_PREFIX))

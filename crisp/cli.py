@@ -149,6 +149,17 @@ def _export(args: Sequence[str]) -> None:
     export(config)
 
 
+def _report(args: Sequence[str]) -> None:
+    import tyro
+
+    from crisp.report.config import ReportConfig
+
+    config = tyro.cli(ReportConfig, args=args, prog="crisp report", description=COMMANDS["report"].help)
+    from crisp.report.command import main as report
+
+    report(config)
+
+
 def _demo(args: Sequence[str]) -> None:
     import tyro
 
@@ -158,6 +169,17 @@ def _demo(args: Sequence[str]) -> None:
     from crisp.demo import main as demo
 
     demo(config)
+
+
+def _doctor(args: Sequence[str]) -> None:
+    import tyro
+
+    from crisp.doctor.config import DoctorConfig
+
+    config = tyro.cli(DoctorConfig, args=args, prog="crisp doctor", description=COMMANDS["doctor"].help)
+    from crisp.doctor.command import main as doctor
+
+    doctor(config)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -178,9 +200,11 @@ COMMANDS = {
         help="score a frozen model, ours or another, on the paper's benchmarks beside its figures", run=_eval
     ),
     "ablate": Command(help="train and evaluate the rows of an ablation beside the paper's table", run=_ablate),
-    "viz": Command(help="draw what the loader makes of a sample", run=_viz),
+    "viz": Command(help="draw samples, regions, features, matches, attention, curves", run=_viz),
+    "report": Command(help="write a run, or several side by side, as one HTML page", run=_report),
     "export": Command(help="write a trained backbone for timm, transformers or ONNX", run=_export),
     "demo": Command(help="the whole chain on a few hundred small photographs, in minutes", run=_demo),
+    "doctor": Command(help="what this machine has, and whether every fast path is right on it; a report", run=_doctor),
 }
 
 
@@ -236,6 +260,11 @@ BENCHMARKS = {
 }
 
 PICTURES = {
+    "regions": "reference with seed and region, and both views with theirs, of models or checkpoints",
+    "pca": "principal components of patch features as colours, several models in columns",
+    "correspondence": "the patches of another image, or of another view, that match best",
+    "attention": "attention of the [CLS] token, per head",
+    "curves": "losses and scores of runs against epochs; tables of ablations",
     "views": "one sample as the loader makes it: reference, all views, and a grid drawn through the affine on each",
 }
 
@@ -270,6 +299,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     # cores are busy a step on the CPU is several times as fast for it (benchmarks/results/threads.md). OpenMP reads it
     # when torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    # Stochastic depth makes matrices of many sizes, and oneDNN keeps compiled code for 1024 of them: .2 GB of a CPU run
+    # (benchmarks/results/step.md).
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
         COMMANDS[args[0]].run(args[1:])

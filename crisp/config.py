@@ -375,6 +375,25 @@ class KnnConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class PicturesConfig:
+    """Regions and principal components of a few fixed images, drawn by the run of its teacher; it changes no weight."""
+
+    every_epochs: int = 0
+    """Epochs between two drawings in RUN/pictures (also at the start and at the end); 0: none."""
+    images: int = 8
+    """How many images, evenly from the shards' first to their last."""
+    shards: str | None = None
+    """Shards that they are of, a path or a URL; default: those of the run."""
+    pca_px: int = 448
+    """Side of the images whose components are drawn; regions have the run's own sizes."""
+
+    def __post_init__(self) -> None:
+        _require(self.every_epochs >= 0, f"pictures.every_epochs={self.every_epochs}: must be 0 (off) or more")
+        _require(1 <= self.images <= 64, f"pictures.images={self.images}: must lie between 1 and 64")
+        _require(1 <= self.pca_px <= 1120, f"pictures.pca_px={self.pca_px}: must lie between one patch and 1120")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class WandbConfig:
     """Weights & Biases beside TensorBoard (the extra 'wandb')."""
 
@@ -428,6 +447,7 @@ class TrainConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
     init: InitConfig = field(default_factory=InitConfig)
     knn: KnnConfig = field(default_factory=KnnConfig)
+    pictures: PicturesConfig = field(default_factory=PicturesConfig)
     wandb: WandbConfig = field(default_factory=WandbConfig)
 
     def __post_init__(self) -> None:
@@ -445,6 +465,10 @@ class TrainConfig:
             self.optim.global_batch % self.data.parts == 0,
             f"optim.global_batch={self.optim.global_batch}: must be a multiple of data.parts={self.data.parts}; "
             f"change one of the two",
+        )
+        _require(
+            not self.pictures.every_epochs or self.pictures.pca_px % self.views.patch_px == 0,
+            f"pictures.pca_px={self.pictures.pca_px}: must be a multiple of views.patch_px={self.views.patch_px}",
         )
 
     @property

@@ -132,6 +132,7 @@ def _training_config(config: DemoConfig, out: Path) -> TrainConfig:
         out=out,
         seed=config.seed,
         optim=replace(base.optim, epochs=epochs, warmup_epochs=warmup_epochs),
+        pictures=replace(base.pictures, every_epochs=max(1, epochs // 4), pca_px=2 * base.views.reference_px),
         data=replace(base.data, shards=str(out / "shards" / "train"), renderer="auto" if dali_available() else "cpu"),
     )
 
@@ -180,7 +181,7 @@ def _draw_regions(run: TrainConfig, target: Path) -> None:
 
     from crisp.pipelines.loader import build_train_loader
     from crisp.training.step import find_regions
-    from crisp.viz.regions import RegionPictures, denormalise, draw_regions
+    from crisp.viz.region_figure import RegionPictures, denormalise, draw_regions
 
     loader = build_train_loader(run, rank=0, world_size=1, device=torch.device("cpu"))
     with contextlib.closing(loader):
@@ -223,6 +224,7 @@ def _explain(out: Path, *, before: float, after: float, elapsed_s: float, consol
         ("metrics.jsonl", "losses, learning rate, img/s, data wait; also in tensorboard/"),
         ("checkpoints/", "the trained networks, two newest"),
         ("losses.png", "the total loss and its three terms"),
+        ("pictures/", "regions and principal components of eight images over time, by step"),
         ("regions.png", "reference with seed (blue) and region (red); the region in both views"),
     ):
         console.print(f"  {out / name}", markup=False, soft_wrap=True)

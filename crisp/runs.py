@@ -1,6 +1,7 @@
 """A run's folder: its config, and what a resumed run may change.
 
-RUN/config.json  state.json  metrics.jsonl  knn.jsonl  tensorboard/  checkpoints/step-N/  faults/rank-R.jsonl
+RUN/config.json  state.json  machine.json  metrics.jsonl  knn.jsonl  tensorboard/  checkpoints/step-N/
+RUN/pictures/index.json  pictures/step-N/{regions,pca}.png  faults/rank-R.jsonl
 """
 
 import dataclasses
@@ -15,6 +16,8 @@ CHECKPOINTS = "checkpoints"
 FAULTS = "faults"
 METRICS_FILE = "metrics.jsonl"
 KNN_FILE = "knn.jsonl"
+PICTURES = "pictures"
+PICTURES_INDEX = "index.json"
 
 # What changes no sample, and no weight beyond rounding: only these may differ between a run and its continuation.
 FREE_ON_RESUME = {
@@ -25,6 +28,7 @@ FREE_ON_RESUME = {
     "data.dali.workers", "data.dali.hardware_decoder_share",
     "data.dali.preallocate_width_px", "data.dali.preallocate_height_px",
     "knn.every_epochs", "knn.train_shards", "knn.val_shards", "knn.k", "knn.max_train", "knn.max_val",
+    "pictures.every_epochs", "pictures.images", "pictures.shards", "pictures.pca_px",
     "wandb.project", "wandb.entity", "wandb.mode",
 }  # fmt: skip
 

@@ -12,6 +12,7 @@ from crisp.checkpoint import list_checkpoints
 from crisp.config import TrainConfig
 from crisp.distributed import World, world_from_environment
 from crisp.interruption import interruption
+from crisp.machine import note_start
 from crisp.metrics import MetricsWriter
 from crisp.ops.regions import resolve_implementation
 from crisp.pipelines.loader import TrainLoader, build_train_loader
@@ -24,6 +25,7 @@ from crisp.training.heartbeat import Heartbeat, collective_timeout
 from crisp.training.liveness import Phase
 from crisp.training.meter import Meter
 from crisp.training.online_knn import OnlineKnn
+from crisp.training.pictures import RunPictures
 from crisp.training.retention import doomed
 from crisp.training.saving import restore, save
 from crisp.training.skipped import SkippedSteps
@@ -65,6 +67,7 @@ def train(config: TrainConfig, *, resume: bool = False) -> Path:
         )
         closing.callback(loader.close)
         knn = OnlineKnn(config, world) if config.knn.every_epochs else None
+        pictures = RunPictures(config, world) if config.pictures.every_epochs else None
         # A run that was killed before its first checkpoint starts again, from its initial weights.
         state = build_state(config, world, from_checkpoint=resume and bool(list_checkpoints(run / CHECKPOINTS)))
         if world.is_main and not resume:
@@ -75,14 +78,17 @@ def train(config: TrainConfig, *, resume: bool = False) -> Path:
         first_step = restore(state, loader, run) if resume else 0
         if knn:
             knn.restore(run, first_step)
+        if pictures and resume:
+            pictures.restore(run, first_step)
         _log_choices(config, world)
-        _run_steps(state, loader, run, first_step, heart=heart, knn=knn)
+        _run_steps(state, loader, run, first_step, heart=heart, knn=knn, pictures=pictures)
         return run
 
 
 def _run_steps(
-    state: TrainState, loader: TrainLoader, run: Path, first_step: int, *, heart: Heartbeat, knn: OnlineKnn | None
-) -> None:
+    state: TrainState, loader: TrainLoader, run: Path, first_step: int, *, heart: Heartbeat, knn: OnlineKnn | None,
+    pictures: RunPictures | None,
+) -> None:  # fmt: skip
     config, world = state.config, state.world
     per_epoch = loader.steps_per_epoch
     steps = config.optim.epochs * per_epoch
@@ -103,6 +109,7 @@ def _run_steps(
         progress = closing.enter_context(TrainProgress(steps=steps, first_step=first_step, silent=not world.is_main))
         writer = None
         if world.is_main:
+            note_start(run, step=first_step, ranks=world.size, nodes=world.nodes, device=world.device.type)
             sink = WandbSink(config, run) if config.wandb.project else None
             writer = MetricsWriter(run, from_step=first_step, sink=sink)
             closing.callback(writer.close)
@@ -119,6 +126,15 @@ def _run_steps(
 
         if knn and knn.due(first_step, steps_per_epoch=per_epoch, steps=steps) and first_step not in knn.scores:
             measure_knn(first_step)  # the process ended between that checkpoint and its measurement
+
+        def draw_pictures(done: int) -> None:
+            assert pictures is not None
+            heart.mark(max(0, done - 1), Phase.EVALUATING, slow=True)
+            with meter.paused():
+                pictures.draw(state, run, step=done, steps_per_epoch=per_epoch, still_going=heart.still_going)
+
+        if pictures and pictures.due(first_step, steps_per_epoch=per_epoch, steps=steps):
+            draw_pictures(first_step)
         batches = meter.waiting(iter(loader))
         stopping = closing.enter_context(interruption(world))
         for step in range(first_step, steps):
@@ -147,6 +163,8 @@ def _run_steps(
                 save(state, loader, run, done, last=done == steps or stop, doomed=kept)
             if to_measure and not stop:  # a resumed run makes up for it
                 measure_knn(done)
+            if pictures and pictures.due(done, steps_per_epoch=per_epoch, steps=steps) and not stop:
+                draw_pictures(done)
             if stop and done < steps:
                 if record:
                     record.stopped(f"told to, after step {done}")

@@ -223,14 +223,15 @@ def _last_line(error: BaseException) -> str:
 
 def _as_batch(views: ViewsConfig, outputs: list[Tensor]) -> Batch:
     reference, *rendered = outputs[: 1 + views.views]  # [B, 3, side, side] each
-    view_from_reference, patch_masks, region_seed, label, sample_id = outputs[1 + views.views :]
+    patch_masks, view_from_reference, region_seed, label, sample_id = outputs[1 + views.views :]
+    patch_masks = patch_masks.transpose(0, 1).contiguous()  # [B, 2, n] → [2, B, n]
     no_views = reference.new_empty((0, len(reference), 3, views.local_px, views.local_px))
     return Batch(
         reference=reference,
         global_views=torch.stack(rendered[:2]),
         local_views=torch.stack(rendered[2:]) if views.local_views else no_views,
         view_from_reference=view_from_reference.transpose(0, 1).contiguous(),  # [B, V, 2, 3] → [V, B, 2, 3]
-        patch_masks=patch_masks.transpose(0, 1).contiguous(),  # [B, 2, n] → [2, B, n]
+        patch_masks=patch_masks.pin_memory() if reference.is_cuda else patch_masks,
         region_seed=region_seed,
         label=label,
         sample_id=sample_id,

@@ -226,10 +226,10 @@ def _render(
             pixels = math.min(pixels, 255.0 - pixels)  # 255 − v from 127.5 up
         rendered.append(_normalize(pixels, dtype))
     reference = _normalize(_resize(image, views.reference_px, views), dtype)
-    passed = [fed.view_from_reference, fed.patch_masks, fed.region_seed, fed.label, fed.sample_id]
+    passed = [fed.view_from_reference, fed.region_seed, fed.label, fed.sample_id]
     if device == "gpu":
         passed = [array.gpu() for array in passed]
-    return (reference, *rendered, *passed)
+    return (reference, *rendered, fed.patch_masks, *passed)  # the masks stay on the host, as `Batch` has them
 
 
 def build_graph(
@@ -263,7 +263,7 @@ def build_graph(
 
     Returns:
         A pipeline with the outputs reference [B, 3, H, W], the V views [B, 3, side, side] each, normalised, then
-        the last five of `GraphInputs`, all on `device`.
+        `patch_masks` of `GraphInputs`, always on the host, and its other fields that pass through, on `device`.
     """
     return _render(
         views,

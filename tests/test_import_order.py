@@ -13,8 +13,8 @@ ROOT = Path(__file__).parents[1]
 # A room is a module or a folder right under crisp/. It may import itself and every layer below its own.
 LAYERS = (
     {"__main__", "cli"},
-    {"demo", "ablate"},
-    {"benchmarks"},
+    {"demo", "doctor", "ablate"},
+    {"benchmarks", "report"},
     {"trainer"},
     {"training", "run_list"},
     {"viz"},
@@ -23,7 +23,7 @@ LAYERS = (
     {"pipelines", "models", "losses", "regions", "optim", "checkpoint", "metrics", "progress", "runs"},
     {"ops", "distributed"},
     {"batch", "geometry", "masking", "shard_format", "schedules", "recipes", "ablations", "storage", "run_state"},
-    {"config", "philox"},
+    {"config", "philox", "machine"},
     {"errors", "jit", "__init__"},
 )
 

@@ -16,6 +16,7 @@ from crisp import __version__
 
 ROOT = Path(__file__).parents[1]
 LINKS = {"pipelines": "../pipelines", "shard_imagenet": "../tools/shard_imagenet", "benchmarks": "../benchmarks"}
+ASSETS = (".html", ".css", ".js")
 HEAVY = ("torch", "torchvision", "timm", "numba", "nvidia", "cv2", "triton", "webdataset", "matplotlib", "numpy")
 
 PROBE = """
@@ -34,12 +35,12 @@ def run(*command: object, cwd: Path) -> str:
 
 
 def source_files() -> set[str]:
-    """Modules and marker files of the package, through the links, relative to the root."""
+    """Modules, marker files and the report's assets, through the links, relative to the root."""
     return {
         str(Path(folder, name).relative_to(ROOT))
         for folder, _, names in os.walk(ROOT / "crisp", followlinks=True)
         for name in names
-        if name.endswith(".py") or name == "py.typed"
+        if name.endswith((".py", *ASSETS)) or name == "py.typed"
     }
 
 
@@ -85,8 +86,8 @@ def test_the_wheel_holds_the_package_and_nothing_beside_it(built: Built) -> None
         names = [name for name in archive.namelist() if not name.endswith("/")]
     assert {name.split("/")[0] for name in names} == {"crisp", f"crisp_ssl-{__version__}.dist-info"}
     ours = {name for name in names if name.startswith("crisp/")}
-    assert {name for name in ours if name.endswith((".py", "py.typed"))} == source_files()
-    assert "crisp/py.typed" in ours
+    assert {name for name in ours if name.endswith((".py", "py.typed", *ASSETS))} == source_files()
+    assert {"crisp/py.typed", *(f"crisp/report/assets/page{ending}" for ending in ASSETS)} <= ours
     assert not {name for name in ours if name.endswith((".pyc", ".nbi", ".nbc"))}
 
 

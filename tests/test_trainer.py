@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 import crisp.checkpoint
-from crisp.checkpoint import list_checkpoints, load_module_state
+from crisp.checkpoint import list_checkpoints, list_damaged, load_module_state
 from crisp.config import ModelConfig, RegionConfig, TrainConfig
 from crisp.errors import CrispError
+from crisp.machine import read_starts
 from crisp.metrics import METRICS_FILE, read_metrics
 from crisp.recipes import demo
 from crisp.runs import CHECKPOINTS, FAULTS
@@ -116,9 +117,12 @@ def test_a_run_writes_what_it_promises(shards: Path, tmp_path: Path) -> None:
         assert line["regions_valid"] == pytest.approx(8 * line["region_valid_frac"])
         assert 0 <= line["data_wait_share"] <= 1
         assert line["images_per_s"] > 0
+        assert 0 < line["gradient_norm"] < np.inf
     assert any(line["regions_valid"] for line in lines), "the region loss took part"
     assert len(list_checkpoints(run / CHECKPOINTS)) == 2
     assert list((run / "tensorboard").iterdir())
+    (start,) = read_starts(run)
+    assert (start.step, start.ranks, start.nodes) == (0, 1, 1)
     state = final_state(run)
     frozen_then_free = state["student"]["heads.last_layer.cls.weight_v"]  # type: ignore[index]
     assert not torch.equal(frozen_then_free, state["teacher"]["heads.last_layer.cls.weight_v"])  # type: ignore[index]
@@ -213,6 +217,8 @@ def test_a_torn_checkpoint_is_passed_over_and_the_run_ends_the_same(
     )
     assert_identical(final_state(run), whole)
     assert (run / CHECKPOINTS / f".damaged-{torn.name}").is_dir()
+    assert list_damaged(run / CHECKPOINTS) == [STEPS]
+    assert [start.step for start in read_starts(run)] == [0, STEPS - 1]
 
 
 def test_a_full_disk_during_a_save_keeps_the_older_checkpoint_and_the_run_goes_on(

@@ -148,7 +148,7 @@ def _multilabel(dataset: MultilabelDataset, name: str, find: Find, wanted: str) 
     )  # fmt: skip
 
 
-_IMAGENET = "folder with train and val of ImageNet, class folders or shards,"
+_IMAGENET = "train and val of ImageNet, as class folders or shards"
 
 EVALUATIONS: tuple[Evaluation[Any], ...] = (
     Evaluation(

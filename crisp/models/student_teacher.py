@@ -149,7 +149,13 @@ class Network(nn.Module):
     def discovery_tokens(self, reference: Tensor) -> Tensor:
         """Patch tokens [B, N, D] of the reference [B, 3, H, W] for `crisp.regions.discover_regions`; no head runs."""
         config = self.region_config
-        return self.backbone.forward_last_blocks(reference, blocks=config.blocks, norm=config.block_norm)
+        blocks = min(config.blocks, len(self.backbone.blocks))  # without the region loss it may ask for more
+        return self.backbone.forward_last_blocks(reference, blocks=blocks, norm=config.block_norm)
+
+    @torch.no_grad()
+    def patch_tokens(self, images: Tensor) -> Tensor:
+        """Patch tokens [B, n, D] of the last block through the patch norm, for pictures of them; no head runs."""
+        return self.backbone(images).patches
 
     @torch.no_grad()
     def features(self, images: Tensor) -> Tensor:

@@ -56,7 +56,8 @@ class Meter:
     def read(self, step: int, schedule: StepSchedule) -> dict[str, Any]:
         """Means since the last reading, over all ranks. Collective; waits for the device.
 
-        Losses are means over the steps in which they were finite, NaN where there was none.
+        Losses are means over the steps in which they were finite, NaN where there was none. The gradient's norm is that
+        of the last step, over all tensors and before clipping.
         """
         assert self._last is not None, "no step since the last reading"
         loss_state = self._state.loss
@@ -80,6 +81,7 @@ class Meter:
             "regions_valid": valid / self._steps,
             "region_patches_view1": patches_1 / max(regions, 1),
             "region_patches_view2": patches_2 / max(regions, 1),
+            "gradient_norm": self._last.gradient_norms.norm().item(),
             "learning_rate": schedule.learning_rate,
             "weight_decay": schedule.weight_decay,
             "ema_momentum": schedule.ema_momentum,

@@ -11,7 +11,7 @@ from crisp.models.student_teacher import StudentTeacher
 
 # The ways into the teacher that are not called `forward`; anything else that runs its modules has to be named here, or
 # it finds shards in place of weights.
-TEACHER_FORWARDS = ("teach", "discovery_tokens", "features")
+TEACHER_FORWARDS = ("teach", "discovery_tokens", "patch_tokens", "features")
 
 
 def replicate_student(networks: StudentTeacher, config: TrainConfig, world: World) -> DistributedDataParallel:

@@ -1,130 +1,188 @@
-"""Regions as a picture: the reference with its seed and region, and both global views with theirs (Figures 12, 13)."""
+"""Regions that models find: the reference with its seed (blue) and region (red), and where both views show it.
+
+    crisp viz regions --weights runs/vits16 --images /data/shards/val --out regions.pdf
+    crisp viz regions --weights RUN/checkpoints/step-{00001000,00100000} --images photos/ --out evolution.pdf
+
+With one model a column per image and rows for reference and views (paper, Figures 5, 12, 13), with several a row per
+image and columns for each model. All see the same crops and seeds. Views, blocks and threshold are those of the run
+that the weights are of; of other weights, and where an option says otherwise, those of the method. A run whose config
+sets pictures.every_epochs draws its own in RUN/pictures.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor
+import tyro
 
-from crisp.pipelines.constants import IMAGENET_MEAN, IMAGENET_STD
-from crisp.viz.figure import new_figure, save_png
+from crisp.batch import Batch
+from crisp.config import RegionConfig, TrainConfig, ViewsConfig
+from crisp.distributed import pick_device
+from crisp.errors import CrispError
+from crisp.models.frozen import FrozenModel
+from crisp.models.published.ours import TrainedBackbone, is_run
+from crisp.ops.regions import discover_and_warp
+from crisp.regions import visible_in_both
+from crisp.runs import CHECKPOINTS, read_run_config
+from crisp.viz.augmented import check_seed, render_views, renormalised
+from crisp.viz.config import PictureConfig
+from crisp.viz.figure import save_figure
+from crisp.viz.inputs import Images, check_size
+from crisp.viz.models import load_models
+from crisp.viz.region_figure import RegionPictures, denormalise, region_columns, region_rows
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.colors import ListedColormap
+    from matplotlib.figure import Figure
 
-RED, BLUE = "#e00000", "#1646ff"
-_PANEL_IN = 1.9
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class RegionPictures:
-    """What is drawn of S samples, one seed each. N patches of the reference, n of a global view."""
+class RegionsConfig(PictureConfig):
+    """What to draw."""
 
-    reference: NDArray[np.uint8]
-    """[S, H, W, 3]"""
-    global_views: NDArray[np.uint8]
-    """[2, S, h, w, 3]"""
-    region: NDArray[np.bool_]
-    """[S, N] patches of the reference, row by row"""
-    view_regions: NDArray[np.bool_]
-    """[2, S, n] the region followed into both views"""
-    seed: NDArray[np.int64]
-    """[S] index of a reference patch"""
-    valid: NDArray[np.bool_]
-    """[S] seen well enough in both views to count in the loss"""
-    patch_px: int
-    """Side of a patch, in the reference and in the views"""
+    threshold: float | None = None
+    """β: cosine similarity to the seed; default: the run's, or .75."""
+    blocks: int | None = None
+    """M: last blocks averaged; default: the run's, or 4 (all, of a model with fewer)."""
+    size_px: int | None = None
+    """Side of reference and views, up to 1120; default: those of the first run among the weights, or 224."""
+    seed: int = 0
+    """Of crops and region seeds: with a run's own, on its shards, what it saw is drawn."""
+    epoch: int = 0
+    """Likewise: each has other crops and region seeds."""
 
-
-def denormalise(images: Tensor) -> NDArray[np.uint8]:
-    """Normalised images [..., 3, H, W] as a loader yields them → uint8 [..., H, W, 3] for the eye."""
-    mean = torch.tensor(IMAGENET_MEAN, device=images.device)[:, None, None]
-    std = torch.tensor(IMAGENET_STD, device=images.device)[:, None, None]
-    pixels = ((images.float() * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
-    return pixels.movedim(-3, -1).cpu().numpy()
+    def __post_init__(self) -> None:
+        PictureConfig.__post_init__(self)
+        check_seed(self.seed, self.epoch)
+        if self.threshold is not None and not -1 <= self.threshold <= 1:
+            raise CrispError(f"threshold={self.threshold}: a cosine lies in [-1, 1]")
+        if self.blocks is not None and self.blocks < 1:
+            raise CrispError(f"blocks={self.blocks}: must be 1 or more")
+        if self.size_px is not None:
+            check_size(self.size_px, 1, who="any model")
 
 
-def draw_regions(pictures: RegionPictures, target: Path, *, title: str = "") -> Path:
-    """Write a PNG with a column per sample and three rows: reference, global view 1, global view 2.
+@torch.no_grad()
+def region_pictures(
+    model: FrozenModel, batch: Batch, *, views: ViewsConfig, region: RegionConfig, device: torch.device
+) -> RegionPictures:
+    """What one model makes of a batch: discovery and warping as in training, of each image's first seed.
 
-    The seed is a blue dot, the region is red patches; above each image stands how many patches it holds.
+    Args:
+        model: ours goes through its run's own choice of norm, another through its final norm.
+        batch: on the host.
+        views: that it was rendered by.
+        region: blocks, threshold, warp mode, t.
+        device: where the model is.
+    """
+    reference = renormalised(batch.reference, model.backbone, device)
+    # One at a time: a large reference's tokens of several blocks take memory, and there are few.
+    tokens = torch.cat([_discovery_tokens(model, image[None], region) for image in reference])
+    warped = discover_and_warp(
+        tokens, batch.region_seed[:, :1].to(device), batch.view_from_reference[:2].to(device),
+        threshold=region.threshold, reference_grid=views.reference_grid, view_grid=views.global_grid,
+        patch_px=views.patch_px, mode=region.warp_mode, min_coverage=region.min_coverage,
+    )  # fmt: skip
+    valid = visible_in_both(warped.view_regions, min_patches=region.min_patches)
+    return RegionPictures(
+        reference=denormalise(batch.reference),
+        global_views=denormalise(batch.global_views),
+        region=warped.regions[:, 0].cpu().numpy(),
+        view_regions=warped.view_regions[:, :, 0].cpu().numpy(),
+        seed=batch.region_seed[:, 0].numpy(),
+        valid=valid[:, 0].cpu().numpy(),
+        patch_px=views.patch_px,
+    )
 
-    Returns:
-        `target`.
+
+def _discovery_tokens(model: FrozenModel, images: torch.Tensor, region: RegionConfig) -> torch.Tensor:
+    """[1, 3, H, W] → [1, N, D]."""
+    backbone = model.backbone
+    if isinstance(backbone, TrainedBackbone):
+        return backbone.vit.forward_last_blocks(images, blocks=region.blocks, norm=region.block_norm)
+    return torch.stack([tokens.patches for tokens in backbone(images, last=region.blocks)]).mean(0)
+
+
+# --- the command line ------------------------------------------------------------------------------------------------
+
+
+def _run_config(source: str) -> TrainConfig | None:
+    """Of the run that weights are of; None: they are another's."""
+    path = Path(source)
+    if not is_run(path):
+        return None
+    folder = path.resolve()
+    return read_run_config(folder.parent.parent if folder.parent.name == CHECKPOINTS else folder)
+
+
+def _views(config: RegionsConfig, runs: Sequence[TrainConfig | None], models: Sequence[FrozenModel]) -> ViewsConfig:
+    """One for all models, so that they see the same."""
+    patch_px = models[0].backbone.patch_px
+    for model in models:
+        if model.backbone.patch_px != patch_px:
+            raise CrispError(
+                f"{model.source}: patches of {model.backbone.patch_px} px, {models[0].source} has {patch_px}; "
+                f"regions are compared on one grid, draw them apart"
+            )
+    views = next((run.views for run in runs if run), ViewsConfig(patch_px=1))
+    views = replace(views, patch_px=1, local_views=0, mask_probability=0.0, seeds_per_image=1)
+    if config.size_px is not None:
+        views = replace(views, reference_px=config.size_px, global_px=config.size_px)
+    for side in (views.reference_px, views.global_px):
+        check_size(side, patch_px, who=models[0].name)
+    return replace(views, patch_px=patch_px, local_px=patch_px)
+
+
+def _region(config: RegionsConfig, run: TrainConfig | None, model: FrozenModel) -> RegionConfig:
+    depth = model.backbone.depth
+    region = run.region if run else RegionConfig(blocks=min(4, depth))
+    threshold = region.threshold if config.threshold is None else config.threshold
+    blocks = config.blocks or min(region.blocks, depth)
+    if blocks > depth:
+        raise CrispError(f"blocks={blocks}: {model.name} has {depth} blocks; take at most that many")
+    log.info("%s: threshold %g, mean of the last %d blocks", model.name, threshold, blocks)
+    return replace(region, threshold=threshold, blocks=blocks)
+
+
+def picture(config: RegionsConfig) -> Figure:
+    """The figure of a config.
 
     Raises:
-        CrispError: matplotlib is missing.
+        CrispError: images or weights that cannot be used, or sizes and blocks that the models do not have.
     """
-    samples = len(pictures.reference)
-    figure = new_figure(_PANEL_IN * samples + 0.4, (_PANEL_IN + 0.3) * 3 + (0.4 if title else 0.0))
-    axes = figure.subplots(3, samples, squeeze=False)
-    if title:
-        figure.suptitle(title, fontsize=10)
-    for sample in range(samples):
-        valid = bool(pictures.valid[sample])
-        panel = axes[0, sample]
-        _draw_panel(panel, pictures.reference[sample], pictures.region[sample], pictures.patch_px)
-        _draw_seed(
-            panel, int(pictures.seed[sample]), pictures.reference.shape[2] // pictures.patch_px, pictures.patch_px
-        )
-        _label(panel, f"{_patches(pictures.region[sample])} · {'valid' if valid else 'not valid'}", faded=not valid)
-        for view in range(2):
-            panel = axes[1 + view, sample]
-            mask = pictures.view_regions[view, sample]
-            _draw_panel(panel, pictures.global_views[view, sample], mask, pictures.patch_px)
-            _label(panel, _patches(mask), faded=not valid)
-    for row, name in enumerate(("reference", "global view 1", "global view 2")):
-        axes[row, 0].set_ylabel(name, fontsize=9)
-    return save_png(figure, target)
+    images = Images(config.images)
+    numbers = images.chosen(config.sample, config.count, spread=True)
+    for number in numbers:
+        images.decode(number)
+    runs = [_run_config(source) for source in config.weights]
+    device = pick_device(config.device, 0)
+    models = load_models(config.weights, config.names, device)
+    views = _views(config, runs, models)
+    regions = [_region(config, run, model) for run, model in zip(runs, models, strict=True)]
+    batch = render_views(images, numbers, views, seed=config.seed, epoch=config.epoch)
+    for number in numbers:
+        log.info("%s", images.name(number))
+    found = [
+        region_pictures(model, batch, views=views, region=region, device=device)
+        for model, region in zip(models, regions, strict=True)
+    ]
+    names = [model.name for model in models]
+    if len(found) == 1:
+        return region_rows(found[0], title=names[0], width_in=config.width_in)
+    return region_columns(found, names, width_in=config.width_in)
 
 
-def _draw_panel(panel: Axes, image: NDArray[np.uint8], mask: NDArray[np.bool_], patch_px: int) -> None:
-    """The image with the mask's patches in red and an outline around them, in continuous pixel coordinates."""
-    height, width = image.shape[:2]
-    grid = mask.reshape(height // patch_px, width // patch_px)
-    panel.imshow(image, extent=(0, width, height, 0), interpolation="antialiased")
-    panel.imshow(
-        np.ones(grid.shape), extent=(0, width, height, 0), interpolation="nearest",
-        cmap=_all_red(), alpha=0.45 * grid,
-    )  # fmt: skip
-    for x, y in _outline(grid):
-        panel.plot(np.array(x) * patch_px, np.array(y) * patch_px, color=RED, linewidth=1.2, solid_capstyle="round")
-    panel.set(xlim=(0, width), ylim=(height, 0), xticks=[], yticks=[])
+def main(args: Sequence[str] | None = None) -> None:
+    """The command line."""
+    config = tyro.cli(RegionsConfig, args=args, prog="crisp viz regions", description=__doc__)
+    log.info("%s", save_figure(picture(config), config.out))
 
 
-def _all_red() -> ListedColormap:
-    from matplotlib.colors import ListedColormap
-
-    return ListedColormap([RED])
-
-
-def _outline(grid: NDArray[np.bool_]) -> list[tuple[tuple[int, int], tuple[int, int]]]:
-    """Cell edges between the region and the rest: ((x0, x1), (y0, y1)) in cells."""
-    padded = np.pad(grid, 1)
-    rows, columns = np.nonzero(padded[1:, 1:-1] != padded[:-1, 1:-1])  # edge above cell (row, column)
-    edges = [((x, x + 1), (y, y)) for y, x in zip(rows.tolist(), columns.tolist(), strict=True)]
-    rows, columns = np.nonzero(padded[1:-1, 1:] != padded[1:-1, :-1])  # edge left of it
-    return edges + [((x, x), (y, y + 1)) for y, x in zip(rows.tolist(), columns.tolist(), strict=True)]
-
-
-def _draw_seed(panel: Axes, seed: int, columns: int, patch_px: int) -> None:
-    row, column = divmod(seed, columns)
-    panel.plot(
-        [(column + 0.5) * patch_px], [(row + 0.5) * patch_px],
-        marker="o", markersize=7, color=BLUE, markeredgecolor="white", markeredgewidth=1.2,
-    )  # fmt: skip
-
-
-def _patches(mask: NDArray[np.bool_]) -> str:
-    count = int(mask.sum())
-    return f"{count} patch{'es' * (count != 1)}"
-
-
-def _label(panel: Axes, text: str, *, faded: bool) -> None:
-    panel.set_title(text, fontsize=8, color="0.5" if faded else "black", pad=3)
+if __name__ == "__main__":
+    main()

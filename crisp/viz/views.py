@@ -28,7 +28,7 @@ from crisp.pipelines.plan import Plan, make_plan
 from crisp.pipelines.source import Work
 from crisp.viz.figure import new_figure
 from crisp.viz.grid import GridLine, grid_lines, grid_nodes, map_line, map_nodes, map_patch
-from crisp.viz.regions import BLUE, denormalise
+from crisp.viz.region_figure import BLUE, denormalise
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -12,6 +12,7 @@ from crisp.evals.all import TASKS
 from crisp.evals.catalogue import EVALUATIONS as CATALOGUE
 from crisp.evals.config import EvalConfig
 from crisp.evals.paper import COLUMNS
+from tests.evals.coloured import class_folders
 
 
 def run(capsys: pytest.CaptureFixture[str], *args: str | Path) -> tuple[int, str, str]:
@@ -74,7 +75,7 @@ def test_every_column_of_the_paper_is_evaluated() -> None:
 
 @pytest.mark.parametrize("name", EVALUATIONS)
 def test_no_data(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Data is looked at before weights: these do not exist either."""
+    """Neither the data nor the weights exist: one of the two is named at once, and nothing is written."""
     status, _, err = run(
         capsys, "eval", name, "--weights", tmp_path / "nothing.pth", "--data", tmp_path / "nowhere",
         "--out", tmp_path / "out", "--cache", tmp_path / "cache", "--device", "cpu",
@@ -93,3 +94,27 @@ def test_numbers_are_checked() -> None:
     for wrong, words in (({"batch": 0}, "batch=0"), ({"threads": -1}, "threads=-1"), ({"weights": ""}, "weights=''")):
         with pytest.raises(CrispError, match=words):
             EvalConfig(**{"weights": "a", "data": Path(), **wrong})
+
+
+@pytest.mark.slow
+def test_torchrun_writes_the_bytes_of_one_process(tmp_path: Path) -> None:
+    """The whole command, twice: a timm model with random weights on tiny images of three classes."""
+    import timm
+    import torch
+
+    torch.manual_seed(0)
+    torch.save(timm.create_model("vit_tiny_patch16_224", depth=12).state_dict(), tmp_path / "tiny.pth")
+    data = class_folders(tmp_path / "colours", train=8)
+    weights = f"timm:vit_tiny_patch16_224@{tmp_path / 'tiny.pth'}"
+    results = []
+    for name, start in (("one", ["-m"]), ("two", ["-m", "torch.distributed.run", "--nproc-per-node", "2", "-m"])):
+        subprocess.run(
+            [
+                sys.executable, *start, "crisp", "eval", "knn", "--weights", weights,
+                "--data", data, "--out", tmp_path / name, "--cache", tmp_path / f"{name}-cache", "--device", "cpu",
+                "--threads", "1", "--batch", "4", "--k", "1", "5",
+            ],
+            check=True, capture_output=True, timeout=300,
+        )  # fmt: skip
+        results.append((tmp_path / name / "knn-colours.json").read_bytes())
+    assert results[0] == results[1]

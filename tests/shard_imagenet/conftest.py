@@ -1,5 +1,6 @@
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from multiprocessing import forkserver
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,17 @@ def encode(image: Image.Image, codec: str = "JPEG", **options: object) -> bytes:
     stream = io.BytesIO()
     image.save(stream, codec, **options)
     return stream.getvalue()
+
+
+@pytest.fixture
+def own_fork_server() -> Iterator[None]:
+    """What other tests have the process's fork server import, torch first of all, is not this tool's memory."""
+    server = forkserver._forkserver
+    before = server._preload_modules
+    server._stop()
+    yield
+    server._stop()
+    server.set_forkserver_preload(before)
 
 
 @pytest.fixture

@@ -54,6 +54,7 @@ def _shard(source: Path, out: Path, **options: Any) -> Sharded:
     return sharded
 
 
+@pytest.mark.usefixtures("own_fork_server")
 @pytest.mark.parametrize("workers", [2, 3])
 def test_bytes_do_not_depend_on_the_processes(
     workers: int, many: Path, undisturbed: dict[str, bytes], tmp_path: Path

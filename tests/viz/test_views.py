@@ -18,7 +18,7 @@ from crisp.geometry import crop_affine
 from crisp.pipelines.loader import build_train_loader
 from crisp.shard_imagenet import ShardConfig, shard_imagenet
 from crisp.viz.grid import GridLine, clip_segment, grid_lines, grid_nodes, map_line, map_nodes, map_patch
-from crisp.viz.regions import denormalise
+from crisp.viz.region_figure import denormalise
 from crisp.viz.views import ViewsPictureConfig, draw_views, main, render_samples, view_title
 
 CELLS, PATCH_PX, STEP_PX = 7, 16, 32

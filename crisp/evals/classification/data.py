@@ -205,7 +205,11 @@ def file_names(images: LabelledImages) -> list[str]:
 
 
 def data_set_name(train: LabelledImages) -> str:
-    """`imagenet` for its 1000 classes; else the name of the folder that holds the splits."""
+    """`imagenet` for its 1000 classes; else the name of the folder that holds the splits.
+
+    A part of the classes, in a folder called imagenet, is not taken for the whole: `imagenet-100-classes`.
+    """
     if len(train.classes) == IMAGENET_CLASSES and all(_WORDNET_ID.fullmatch(name) for name in train.classes):
         return "imagenet"
-    return train.place.resolve().parent.name.lower()
+    name = train.place.resolve().parent.name.lower()
+    return f"imagenet-{len(train.classes)}-classes" if name == "imagenet" else name

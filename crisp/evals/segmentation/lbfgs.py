@@ -1,9 +1,9 @@
 """L-BFGS with a strong Wolfe line search, for a smooth function whose gradient is given.
 
-Nocedal and Wright, Numerical Optimization, algorithms 7.4, 7.5, 3.5 and 3.6; the acceptance at the limit of precision is
-Hager and Zhang's (2005, "approximate Wolfe"). `torch.optim.LBFGS` has the same method, but a line search of 25
-evaluations that cannot be changed, and keeps its state in the type of the parameters: here the vectors are float64 even
-where the function is computed in float32, and only the function runs over the data.
+Nocedal and Wright, Numerical Optimization, algorithms 7.4, 7.5, 3.5 and 3.6; the acceptance at the limit of precision
+is Hager and Zhang's (2005, "approximate Wolfe"). `torch.optim.LBFGS` has the same method, but a line search of 25
+evaluations that cannot be changed, and it compares values that differ by less than their error: here the vectors are
+float64 even where the function is computed in float32, and below that error the gradient decides.
 """
 
 import math

@@ -50,7 +50,10 @@ class LogisticModel:
 
     @torch.no_grad()
     def predict(self, features: Tensor | NDArray[np.floating]) -> Tensor:
-        """Class [n] int64 of features [n, D], the first of equally likely ones; on the CPU, computed where the model is."""
+        """Class [n] int64 of features [n, D], the first of equally likely ones; computed where the model is.
+
+        The result is on the CPU.
+        """
         device = self.weight.device
         predicted = []
         with exact_products(device):
@@ -166,7 +169,8 @@ class _Objective:
         """[D+1, D+1] such that parameters = point @ scale have about the same curvature in all directions at zero.
 
         The second derivative at zero is, per class, that of the features' second moments, plus the penalty. Steps along
-        its axes need tens of iterations where steps along the features' own, which depend on each other, need thousands.
+        its axes need tens of iterations where steps along the features' own, which depend on each other, need hundreds
+        or thousands: with those, neither this search nor scikit-learn's is at the minimum after 1000.
         """
         moments = torch.zeros(self._width + 1, self._width + 1, dtype=torch.float64, device=self._device)
         for part, _ in self._chunks():
@@ -215,9 +219,7 @@ def _chunk_rows(classes: int) -> int:
     return max(1, CHUNK_LOGITS // classes)
 
 
-def _count(
-    features: Tensor | NDArray[np.floating], targets: Tensor, classes: int, device: torch.device
-) -> Tensor:
+def _count(features: Tensor | NDArray[np.floating], targets: Tensor, classes: int, device: torch.device) -> Tensor:
     """[C] examples of each class over all ranks; mistakes of any rank are raised on all."""
     outside = (targets < 0) | (targets >= classes)
     odd = 0
@@ -227,7 +229,9 @@ def _count(
     wrong = torch.tensor([int(outside.sum()), odd], device=device)
     totals = sum_over_ranks(torch.cat([wrong, found]))
     if totals[0]:
-        raise CrispError(f"{int(totals[0])} targets lie outside 0 to {classes - 1}; drop rows with ignored labels first")
+        raise CrispError(
+            f"{int(totals[0])} targets lie outside 0 to {classes - 1}; drop rows with ignored labels first"
+        )
     if totals[1]:
         raise CrispError(
             f"{int(totals[1])} features are not finite, so the backbone has diverged; evaluate an earlier checkpoint"

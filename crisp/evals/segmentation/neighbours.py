@@ -5,8 +5,8 @@ are those of the given features (rounded to `dtype`) as float64 gives them, and 
 smaller number in the bank comes first.
 
 Almost all the work is the matrix of products. It is done once for both distances, of unit vectors in a cheap type
-(bfloat16 where the hardware multiplies it), and its error is bounded: by Cauchy and Schwarz a product of unit vectors is
-wrong by at most the length of what rounding cut off them, plus what the sum and the result lose. So a patch whose
+(bfloat16 where the hardware multiplies it), and its error is bounded: by Cauchy and Schwarz a product of unit vectors
+is wrong by at most the length of what rounding cut off them, plus what the sum and the result lose. So a patch whose
 approximate cosine stays below the bound for the k-th place cannot be a neighbour. Only the maxima of blocks of patches
 are looked at. A block holds patches of about the same length, so that its maximum bounds the Euclidean distance
 as well. What remains, some tens of patches per query, is evaluated in float64.
@@ -43,7 +43,7 @@ BLOCKS_AT_ONCE = 16_384
 QUERIES_AT_ONCE = 64
 """Queries whose block maxima are looked at together"""
 PAIRS_AT_ONCE = 1024
-"""Pairs evaluated in float64 at a time: 3 × 3 MB at D = 384"""
+"""Pairs evaluated in float64 at a time: 3 × 3 MB at D = 384, for the cache's sake"""
 SLACK = 2e-6
 """Relative, for the float32 in which bounds are computed: 16 roundings of 2⁻²³"""
 TINY = 1e-30
@@ -66,8 +66,9 @@ def nearest(
 ) -> dict[Distance, Tensor]:
     """Numbers of the k nearest patches of the bank, nearest first, for all distances in one pass.
 
-    Memory on the device: `query_chunk` × `key_chunk` products in the screening type (537 MB in bfloat16 as given), three
-    times a chunk of the bank in float32 (403 MB at D = 384), and 16·k bytes per query and distance.
+    Memory on the device, beside the queries: `query_chunk` × `key_chunk` products in the screening type (537 MB in
+    bfloat16 as given), a chunk of the bank in float32 and in that type (604 MB at D = 384), their like in float32 where
+    a chunk is screened again, and 16·k bytes per query and distance. A memory map's pages are the system's.
 
     Args:
         queries: [M, D], finite, on the device that is to compute.
@@ -171,9 +172,9 @@ class _Queries:
 class _Keys:
     """A chunk of the bank, arranged so that blocks hold patches of similar length and every tile all lengths.
 
-    Position t·T + i·B + b is member i of block b of tile t (T patches and B blocks in a tile): the maximum over i is then
-    taken between long rows, which is what vector units like. The last block is filled up with copies, which are never
-    found.
+    Position t·T + i·B + b is member i of block b of tile t (T patches and B blocks in a tile): the maximum over i is
+    then taken between long rows, which is what vector units like. The last block is filled up with copies, which are
+    never found.
     """
 
     def __init__(self, features: Tensor, start: int, dtype: torch.dtype) -> None:
@@ -234,7 +235,7 @@ class _Best:
 class _Candidates:
     """What of a chunk may be among the nearest of some queries.
 
-    Scores: cosine, and for "l2" the product less half the squared length of the patch, which orders as the distance does.
+    Scores: cosine, and for "l2" the product less half the squared length of the patch, which orders as distance does.
     """
 
     def __init__(

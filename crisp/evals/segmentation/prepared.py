@@ -60,6 +60,16 @@ class Prepared:
         return Bank(self.train.features, self.train.truth, images, self.standardiser, self.data.labels.ignored)
 
 
+def note_for(data: SegmentationData) -> str:
+    """What a reader of the scores must know: the data set's own note, and which splits are not the published ones."""
+    odd = [
+        f"{data.name} {split.name} has {len(split)} images, as published it has {split.official}"
+        for split in (data.train, data.val)
+        if split.official not in (None, len(split))
+    ]
+    return "; ".join([*([data.note] if data.note else []), *odd])
+
+
 def prepare(
     config: SegmentationConfig,
     model: FrozenModel,
@@ -98,7 +108,7 @@ def prepare(
         )
         for split in (data.train, data.val)
     )  # fmt: skip
-    check_classes(data, train_truth, val_truth, allow_empty=config.allow_empty_classes)
+    from_main(world, lambda: check_classes(data, train_truth, val_truth, allow_empty=config.allow_empty_classes))
     patches = len(kept_rows(train_truth, fit, data.labels.ignored))
     if not patches:
         raise CrispError(f"{data.root}: each patch of {data.train.name} is ignored; check the ids that are ignored")
@@ -133,6 +143,6 @@ def prepare(
             "train": {"split": data.train.name, "images": len(data.train), "files": data.train.fingerprint},
             "val": {"split": data.val.name, "images": len(data.val), "files": data.val.fingerprint},
             "held_out_images": len(held_out),
-            **({"note": data.note} if data.note else {}),
+            **({"note": note} if (note := note_for(data)) else {}),
         },
     )

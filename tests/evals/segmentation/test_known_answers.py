@@ -139,7 +139,9 @@ def test_the_capi_list_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture)
     assert "are in VOC val" in caplog.text
     assert "2 of its 26 images are in VOC val" in result.settings["note"]
     assert result.settings["train"]["split"] == "capi"
-    assert "note" not in knn(tmp_path / "data", tmp_path / "cache", **options).settings
+    note = knn(tmp_path / "data", tmp_path / "cache", **options).settings["note"]
+    assert "are in VOC val" not in note
+    assert "PASCAL VOC 2012 val has 21 images, as published it has 1449" in note
 
 
 def test_two_runs_write_the_same(tmp_path: Path) -> None:

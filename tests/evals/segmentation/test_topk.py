@@ -100,12 +100,14 @@ def test_equally_near_patches_come_by_number(screen: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("screen", SCREENS)
-def test_nearly_equal_features_are_told_apart(screen: torch.dtype) -> None:
-    """Differences of 1e-4 of the length, far below what bfloat16 can show: float64 has to decide, in bounded memory."""
+def test_nearly_equal_features_are_told_apart(screen: torch.dtype, caplog: pytest.LogCaptureFixture) -> None:
+    """Differences of 1e-4 of the length, far below what bfloat16 can show: float32 has to screen, float64 to decide."""
+    caplog.set_level("DEBUG")
     queries, bank = clustered(20, seed=1, spread=1e-4, clusters=1), clustered(1500, spread=1e-4, clusters=1)
     found = nearest(queries, bank, k=10, screen=screen)
     for distance in DISTANCES:
         np.testing.assert_array_equal(found[distance].numpy(), searched(queries, bank, 10, distance))
+    assert f"{int(screen == torch.bfloat16)} chunk(s) again in float32" in caplog.text
 
 
 def test_constant_features_find_the_first_patches() -> None:
@@ -192,6 +194,7 @@ def test_a_tie_goes_to_the_smallest_label() -> None:
         ({"dtype": torch.float16}, "dtype=torch.float16"),
         ({"queries": torch.ones(2, 5)}, "queries of shape (2, 5): the bank's features have width 24"),
         ({"bank_features": torch.full((50, 24), torch.nan)}, "50 of 50 features of the bank (rows from 0 on)"),
+        ({"queries": torch.full((2, 24), 1e16)}, "2 of 2 features of the images to label are not finite or longer"),
         ({"queries": torch.full((2, 24), torch.inf)}, "2 of 2 features of the images to label"),
         ({"bank_labels": some_labels(49)}, "labels of shape (49, 9)"),
         ({"bank_labels": some_labels(50).long()}, "labels of type torch.int64"),

@@ -176,6 +176,7 @@ def test_archive_of_youtube_vos(tmp_path: Path) -> None:
     assert result.settings["archives"] == {"480p": Path(str(archive.filename)).name}
     asked = {"a": five(0, 5), "b": five(0, 5)[:4]}
     assert archive.namelist() == [f"Annotations/{video}/{name}.png" for video, names in asked.items() for name in names]
+    assert sorted(path.stem for path in (masks_of(config) / "b").iterdir()) == asked["b"]
     masks = {name: Image.open(archive.open(f"Annotations/b/{name}.png")) for name in five(0, 5)[:4]}
     assert {mask.mode for mask in masks.values()} == {"P"}
     assert {mask.size for mask in masks.values()} == {(64, 48)}

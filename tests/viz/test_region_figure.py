@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from crisp.pipelines.constants import IMAGENET_MEAN, IMAGENET_STD
-from crisp.viz.regions import RegionPictures, denormalise, draw_regions
+from crisp.viz.region_figure import RegionPictures, denormalise, draw_regions
 
 pytest.importorskip("matplotlib", reason="pictures need the extra 'demo'")
 
@@ -44,7 +44,7 @@ def test_the_picture_shows_region_and_seed_where_they_are(tmp_path: Path) -> Non
     height = drawn.shape[0]
     top, middle, bottom = (slice(round(height * i / 3), round(height * (i + 1) / 3)) for i in range(3))
     (left, gray_end), (red_start, right) = span(gray[top], 1), span(red[top], 1)
-    assert gray_end == pytest.approx((left + right) / 2, abs=3)
+    assert gray_end == pytest.approx((left + right) / 2, abs=4)  # a pale edge beside the outline
     assert red_start == pytest.approx((left + right) / 2, abs=3)
     # Patch 6 of a 4 × 4 grid: row 1, column 2, so its centre is at (2.5/4, 1.5/4) of the panel.
     first, last = span(gray[top], 0)

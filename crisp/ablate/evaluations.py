@@ -26,6 +26,8 @@ REGION_COLUMNS = {
     "valid": "valid",
 }
 """Measures of region quality, and their columns"""
+RANDOM = ", random"
+"""After a column's name: that of connected random regions"""
 LAST_LINES = 0.1
 """Share of a run's lines that its last region statistics are means of"""
 
@@ -155,7 +157,7 @@ def _regions(config: AblateConfig) -> RowEvaluation:
                 if of_kind["found"] is not None:
                     values[column] = of_kind["found"]
                 if metric == "purity" and of_kind["blob"] is not None:
-                    values["purity, random"] = of_kind["blob"]
+                    values[column + RANDOM] = of_kind["blob"]
         return values
 
     return RowEvaluation(

@@ -18,6 +18,8 @@ BLOCK_G = 32
 BLOCK_P = {2: 64, 4: 32}
 """Prototypes per tile by bytes of a number: a tile of 256 channels is 32 KiB, and what a program holds fits an A100's
 shared memory"""
+STAGES = {2: 3, 4: 2}
+"""Loads under way at once, by bytes of a number, for the same reason"""
 WARPS = 8
 """Accumulators of 64 × 256 float32 then take 64 registers of a thread"""
 
@@ -269,6 +271,7 @@ def sweep(
         "BLOCK_P": BLOCK_P[product_dtype.itemsize],
         "BLOCK_D": max(16, triton.next_power_of_2(D)),
         "num_warps": WARPS,
+        "num_stages": STAGES[product_dtype.itemsize],
     }
     per_student, per_teacher = 1 / student_temperature, 1 / teacher_temperature
     teacher_lse, student_lse, cross_entropy = (student.new_empty(n, G, dtype=torch.float32) for n in (T, S, S))

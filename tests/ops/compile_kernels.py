@@ -96,14 +96,19 @@ def cross_entropy_sources() -> dict[str, ASTSource]:
     return result
 
 
+def launch_options(name: str) -> dict[str, int]:
+    """What a launch gives the compiler beside types and constants."""
+    if name not in cross_entropy_sources():
+        return {}
+    number_bytes = 4 if name.endswith("fp32") else 2
+    return {"num_warps": cross_entropy_triton.WARPS, "num_stages": cross_entropy_triton.STAGES[number_bytes]}
+
+
 def main() -> None:
     compiled = {}
-    warps = dict.fromkeys(sources(), 4) | dict.fromkeys(cross_entropy_sources(), cross_entropy_triton.WARPS)
     for name, kernel_source in (sources() | cross_entropy_sources()).items():
         for arch in ARCHITECTURES:
-            kernel = triton.compile(
-                kernel_source, target=GPUTarget("cuda", arch, 32), options={"num_warps": warps[name]}
-            )
+            kernel = triton.compile(kernel_source, target=GPUTarget("cuda", arch, 32), options=launch_options(name))
             binary = kernel.asm
             target = re.search(r"^\.target (\w+)", binary["ptx"], re.MULTILINE)
             assert target is not None

@@ -12,7 +12,6 @@ from rich.console import Console
 from rich.text import Text
 
 from crisp.ablate.config import AblateConfig
-from crisp.ablate.curve import CURVES, draw_curves
 from crisp.ablate.evaluations import RowEvaluation, evaluations_for
 from crisp.ablate.paper import TITLES
 from crisp.ablate.rows import Row, demo_data, expected_hours, plan_rows
@@ -21,6 +20,8 @@ from crisp.ablate.table import make_table, table_lines, write_table
 from crisp.errors import CrispError
 from crisp.evals.tables import markdown_table
 from crisp.progress import describe_time
+from crisp.viz.ablation_table import draw_ablation, read_table
+from crisp.viz.figure import new_figure, save_png
 
 log = logging.getLogger(__name__)
 
@@ -35,8 +36,7 @@ def main(args: Sequence[str]) -> None:
 
 
 def ablate(config: AblateConfig) -> Path:
-    """Train and evaluate what is not done yet, then write OUT/TABLE/table.md, table.json, curve.json
-    and, where rows are numbers, curve.png.
+    """Train and evaluate what is not done yet, then write OUT/TABLE/table.md, table.json, curve.json and curve.png.
 
     Returns:
         table.md.
@@ -47,10 +47,7 @@ def ablate(config: AblateConfig) -> Path:
     began_s = time.monotonic()
     console = Console(highlight=False, soft_wrap=True)
     rows = plan_rows(config)
-    if config.table in CURVES:
-        from crisp.viz.figure import new_figure
-
-        new_figure(1, 1)  # what is missing for the curve is said now
+    new_figure(1, 1)  # what is missing for the curve is said now
     evaluations = evaluations_for(config)
     slots = find_slots(config)
     _print_plan(config, rows, evaluations, slots, console)
@@ -75,11 +72,15 @@ def _finish(
 ) -> Path:
     table = make_table(config, rows, evaluations, failures)
     path = write_table(table, config.folder)
-    curve = draw_curves(table, config.folder / "curve.png")
+    measured = any(row.ours for row in table.rows)
+    if measured:
+        save_png(draw_ablation(read_table(config.folder / "curve.json")), config.folder / "curve.png")
     console.print(Text(f"\n{table.title}, percent\n\n{markdown_table(*table_lines(table))}"))
     for note in table.notes:
         console.print(Text(note))
-    console.print(Text(f"\n{path}, table.json, curve.json{', curve.png' if curve else ''}: {describe_time(elapsed_s)}"))
+    console.print(
+        Text(f"\n{path}, table.json, curve.json{', curve.png' if measured else ''}: {describe_time(elapsed_s)}")
+    )
     if failures:
         first = next(iter(failures.values()))
         more = f" (and {len(failures) - 1} more of {len(rows)} rows)" if len(failures) > 1 else ""

@@ -14,6 +14,7 @@ from crisp.errors import CrispError
 from crisp.evals.results import read_result, result_if_any
 from crisp.metrics import read_metrics
 from crisp.runs import KNN_FILE, METRICS_FILE
+from crisp.viz.ablation_table import RANDOM
 
 Values = dict[str, float]
 """Percent by column, in the table's order"""
@@ -26,8 +27,6 @@ REGION_COLUMNS = {
     "valid": "valid",
 }
 """Measures of region quality, and their columns"""
-RANDOM = ", random"
-"""After a column's name: that of connected random regions"""
 LAST_LINES = 0.1
 """Share of a run's lines that its last region statistics are means of"""
 

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+RANDOM = ", random"
+"""What ends the name of a metric of random regions: it is drawn in the panel of the metric without it"""
 _GREY = "0.9"
 _ROW_IN = 0.2
 
@@ -71,22 +73,24 @@ def read_table(path: Path) -> AblationTable:
 def draw_ablation(table: AblationTable, *, width_in: float = PAGE_WIDTH_IN) -> Figure:
     """A panel of curves for each metric, and the table below them with the default's row in grey.
 
-    Ours are blue circles, the paper's orange squares with a dashed line. Names instead of numbers are not joined.
+    Ours are blue circles, the paper's orange squares with a dashed line, random regions grey diamonds. Names instead of
+    numbers are not joined.
 
     Raises:
         CrispError: matplotlib is missing.
     """
     metrics = table.metrics
-    columns = min(4, len(metrics))
-    curve_rows = -(-len(metrics) // columns)
+    drawn = [metric for metric in metrics if not metric.endswith(RANDOM)]
+    columns = min(4, len(drawn))
+    curve_rows = -(-len(drawn) // columns)
     heights = [1.7 * curve_rows, _ROW_IN * (len(table.rows) + 2)]
     figure = new_figure(width_in, sum(heights) + 0.3)
     figure.suptitle(table.title, fontsize=9, parse_math=False)
     above, below = figure.subfigures(2, 1, squeeze=False, height_ratios=heights).flat
     panels = list(above.subplots(curve_rows, columns, squeeze=False).flat)
-    for panel, metric in zip(panels, metrics, strict=False):
+    for panel, metric in zip(panels, drawn, strict=False):
         _draw_metric(panel, table, metric)
-    for panel in panels[len(metrics) :]:
+    for panel in panels[len(drawn) :]:
         panel.set_axis_off()
     _draw_table(below.subplots(), table, metrics)
     return figure
@@ -99,12 +103,17 @@ def _is_number(value: object) -> bool:
 def _draw_metric(panel: Axes, table: AblationTable, metric: str) -> None:
     numeric = all(_is_number(row.value) for row in table.rows)
     places = [float(row.value) if numeric else i for i, row in enumerate(table.rows)]
-    for kind, colour, marker, line in (("paper", ORANGE, "s", "--"), ("scores", BLUE, "o", "-")):
-        points = [(x, getattr(r, kind)[metric]) for x, r in zip(places, table.rows, strict=True)
-                  if metric in getattr(r, kind)]  # fmt: skip
+    series = (
+        ("paper", ORANGE, "s", "--", [row.paper.get(metric) for row in table.rows]),
+        ("random", "0.55", "d", "-", [row.scores.get(metric + RANDOM) for row in table.rows]),
+        ("ours", BLUE, "o", "-", [row.scores.get(metric) for row in table.rows]),
+    )
+    labels = 0
+    for label, colour, marker, line, values in series:
+        points = sorted((x, y) for x, y in zip(places, values, strict=True) if y is not None)
         if points:
-            x, y = zip(*sorted(points), strict=True)
-            label = "paper" if kind == "paper" else "ours"
+            labels += 1
+            x, y = zip(*points, strict=True)
             panel.plot(x, y, color=colour, marker=marker, markersize=3.5, linewidth=1.2 if numeric else 0,
                        linestyle=line, label=label)  # fmt: skip
     for place, row in zip(places, table.rows, strict=True):
@@ -119,7 +128,7 @@ def _draw_metric(panel: Axes, table: AblationTable, metric: str) -> None:
     panel.tick_params(labelsize=7)
     panel.grid(color=_GREY, linewidth=0.6)
     panel.spines[["top", "right"]].set_visible(False)
-    if any(row.paper for row in table.rows):
+    if labels > 1:
         panel.legend(fontsize=6.5, frameon=False)
 
 

@@ -2,9 +2,7 @@
 
 import pytest
 
-from crisp.ablate.curve import CURVES
 from crisp.ablate.paper import COLUMNS, DEFAULTS, FIGURES, LEFT_OUT, PARAMETERS, TITLES
-from crisp.ablate.table import number_of
 from crisp.ablations import TABLES
 from crisp.evals.paper import COLUMNS as MAIN_COLUMNS
 from crisp.recipes import recipe_named
@@ -65,8 +63,3 @@ def test_the_method_is_a_row_of_each_table() -> None:
     for table, row in DEFAULTS.items():
         change = TABLES[table][row]
         assert all(base[f"{part}.{name}"] == value for part, fields in change.items() for name, value in fields.items())
-
-
-def test_curves_are_of_rows_that_are_numbers() -> None:
-    numeric = {table for table, rows in TABLES.items() if all(not isinstance(number_of(row), str) for row in rows)}
-    assert set(CURVES) == numeric

@@ -93,6 +93,17 @@ TABLE = AblationTable(
 )  # fmt: skip
 
 
+def test_random_regions_are_drawn_beside_those_that_were_found() -> None:
+    rows = tuple(
+        AblationRow(value=beta, scores={"purity": 50 + beta, "purity, random": 40 + beta, "valid": 60.0})
+        for beta in (0.6, 0.75)
+    )
+    purity, valid, _ = draw_ablation(AblationTable(title="β", parameter="β", rows=rows)).axes[:3]
+    assert [panel.get_title() for panel in (purity, valid)] == ["purity", "valid"]
+    lines = {line.get_label(): line.get_ydata().tolist() for line in purity.lines}  # type: ignore[union-attr]
+    assert lines == {"random": [40.6, 40.75], "ours": [50.6, 50.75]}
+
+
 def test_an_ablation_has_a_curve_per_metric_and_a_table() -> None:
     voc, knn, table = draw_ablation(TABLE).axes
     paper, ours = voc.lines[:2]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +20,9 @@ RANDOM = ", random"
 """What ends the name of a metric of random regions: it is drawn in the panel of the metric without it"""
 _GREY = "0.9"
 _ROW_IN = 0.2
+_HEADER_TOP = -0.8
+"""The header has two lines: rows are 1 high, and the first begins at 1"""
+_HEADER_LETTERS = 11
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -83,7 +87,7 @@ def draw_ablation(table: AblationTable, *, width_in: float = PAGE_WIDTH_IN) -> F
     drawn = [metric for metric in metrics if not metric.endswith(RANDOM)]
     columns = min(4, len(drawn))
     curve_rows = -(-len(drawn) // columns)
-    heights = [1.7 * curve_rows, _ROW_IN * (len(table.rows) + 2)]
+    heights = [1.7 * curve_rows, _ROW_IN * (len(table.rows) + 3)]
     figure = new_figure(width_in, sum(heights) + 0.3)
     figure.suptitle(table.title, fontsize=9, parse_math=False)
     above, below = figure.subfigures(2, 1, squeeze=False, height_ratios=heights).flat
@@ -135,19 +139,21 @@ def _draw_metric(panel: Axes, table: AblationTable, metric: str) -> None:
 def _draw_table(panel: Axes, table: AblationTable, metrics: Sequence[str]) -> None:
     """Text between three rules, as papers set tables: ours, and the paper's in brackets."""
     lines = len(table.rows) + 1
-    panel.set(xlim=(0, len(metrics) + 1), ylim=(lines, 0))
+    panel.set(xlim=(0, len(metrics) + 1), ylim=(lines, _HEADER_TOP))
     panel.set_axis_off()
     with_paper = any(row.paper for row in table.rows)
-    cells = [[table.parameter, *metrics]]
+    symbol = table.parameter.split(":")[0]
+    cells = [[symbol, *(textwrap.fill(metric, _HEADER_LETTERS, break_long_words=False) for metric in metrics)]]
     for number, row in enumerate(table.rows):
         if row.default:
             panel.axhspan(number + 1, number + 2, color=_GREY, linewidth=0)
         cells.append([_text(row.value), *(_cell(row, metric, with_paper) for metric in metrics)])
     for y, line in enumerate(cells):
         for x, text in enumerate(line):
-            panel.text(x + 0.5 if x else 0.05, y + 0.5, text, fontsize=7.5, ha="center" if x else "left",
+            middle = y + 0.5 if y else (1 + _HEADER_TOP) / 2
+            panel.text(x + 0.5 if x else 0.05, middle, text, fontsize=7.5, ha="center" if x else "left",
                        va="center", parse_math=False)  # fmt: skip
-    for y, thick in ((0, 1.2), (1, 0.6), (lines, 1.2)):
+    for y, thick in ((_HEADER_TOP, 1.2), (1, 0.6), (lines, 1.2)):
         panel.axhline(y, color="black", linewidth=thick, clip_on=False)
     if with_paper:
         panel.set_title("ours (paper)", fontsize=7, loc="right", pad=2)

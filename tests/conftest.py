@@ -1,6 +1,7 @@
 """Fixtures for every folder of tests, and what holds for the whole run: threads, and warnings as errors."""
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +11,8 @@ _THREADS = str(max(1, len(os.sched_getaffinity(0)) // _WORKERS))
 for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"):
     os.environ.setdefault(_name, _THREADS)
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as the crisp command does
+# A shell that runs this in the background has it ignore Ctrl-C, and so would what tests start and interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402

@@ -26,12 +26,9 @@ OPTIONS: dict[str, Any] = {"shard_bytes": 30_000, "seed": 5}
 @pytest.fixture(scope="module")
 def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """120 JPEGs in six classes, some of them damaged, for some dozen shards."""
-    return _write_images(tmp_path_factory.mktemp("many"), 120)
-
-
-def _write_images(folder: Path, count: int) -> Path:
+    folder = tmp_path_factory.mktemp("many")
     rng = random.Random(0)
-    for i in range(count):
+    for i in range(120):
         path = folder / f"n{i % 6:08d}" / f"{i}.JPEG"
         path.parent.mkdir(exist_ok=True)
         Image.effect_noise((60 + i % 7, 50), 40 + i % 50).convert("RGB").save(path, "JPEG", quality=90)
@@ -143,9 +140,7 @@ def _alive(pid: str) -> bool:
 
 
 @pytest.mark.slow
-def test_interrupted_and_a_worker_that_is_killed(tmp_path: Path) -> None:
-    many = _write_images(tmp_path / "many", 2500)  # more than is done before a signal arrives on a busy machine
-    _shard(many, tmp_path / "undisturbed", workers=1)
+def test_interrupted_and_a_worker_that_is_killed(many: Path, undisturbed: dict[str, bytes], tmp_path: Path) -> None:
     out = tmp_path / "out"
     for number, (code, message) in enumerate(((130, "interrupted"), (1, "a worker process died"))):
         process = _start(many, out, 2)
@@ -162,7 +157,7 @@ def test_interrupted_and_a_worker_that_is_killed(tmp_path: Path) -> None:
         assert not any("Traceback" in line for line in lines)
         assert not list(out.glob("*.partial")) or code == 1  # a killed process cannot clean up; its shard is made again
     _shard(many, out)
-    assert contents(out) == contents(tmp_path / "undisturbed")
+    assert contents(out) == undisturbed
 
 
 def test_partitions_in_any_order(many: Path, undisturbed: dict[str, bytes], tmp_path: Path) -> None:

@@ -153,8 +153,8 @@ def _draw_table(panel: Axes, table: AblationTable, metrics: Sequence[str]) -> No
             middle = y + 0.5 if y else (1 + _HEADER_TOP) / 2
             panel.text(x + 0.5 if x else 0.05, middle, text, fontsize=7.5, ha="center" if x else "left",
                        va="center", parse_math=False)  # fmt: skip
-    for y, thick in ((_HEADER_TOP, 1.2), (1, 0.6), (lines, 1.2)):
-        panel.axhline(y, color="black", linewidth=thick, clip_on=False)
+    for rule_y, thick in ((_HEADER_TOP, 1.2), (1, 0.6), (lines, 1.2)):
+        panel.axhline(rule_y, color="black", linewidth=thick, clip_on=False)
     if with_paper:
         panel.set_title("ours (paper)", fontsize=7, loc="right", pad=2)
 

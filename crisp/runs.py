@@ -18,6 +18,7 @@ METRICS_FILE = "metrics.jsonl"
 KNN_FILE = "knn.jsonl"
 PICTURES = "pictures"
 PICTURES_INDEX = "index.json"
+QUALITY_FILE = "region_quality.json"
 
 # What changes no sample, and no weight beyond rounding: only these may differ between a run and its continuation.
 FREE_ON_RESUME = {

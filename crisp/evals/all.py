@@ -52,8 +52,6 @@ def main(args: Sequence[str]) -> None:
     evaluations = chosen(config, EVALUATIONS)
     find_data(config.data, evaluations)  # before the weights are read
     with evaluation_world(config) as world:
-        if not world.is_main:
-            logging.getLogger("crisp").setLevel(logging.WARNING)
         model = load_frozen(config.weights, device=world.device)
         outcomes = run_suite(config, model, world, evaluations)
         if world.is_main:

@@ -1,5 +1,6 @@
 """What evaluations have in common around their work: the world of ranks, errors that all share, the precision."""
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
@@ -19,12 +20,14 @@ _PATIENCE = timedelta(days=7)
 
 @contextmanager
 def evaluation_world(config: EvalConfig) -> Iterator[World]:
-    """This process alone, or the ranks that torchrun started.
+    """This process alone, or the ranks that torchrun started, of which the main one tells what goes on.
 
     Raises:
         CrispError: a GPU asked for where there is none.
     """
     with world_from_environment(config.device, timeout=_PATIENCE) as world:
+        if not world.is_main:
+            logging.getLogger("crisp").setLevel(logging.WARNING)
         yield world
 
 

@@ -11,6 +11,8 @@ from types import MappingProxyType
 
 from torch import Tensor, nn
 
+from crisp.errors import CrispError
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BlockTokens:
@@ -51,7 +53,6 @@ class FrozenBackbone(nn.Module, abc.ABC):
             last: how many blocks, from 1 to `depth`.
         """
 
-    @abc.abstractmethod
     def cls_attention(self, images: Tensor) -> Tensor:
         """Attention [B, h, n] of the CLS token to the patches in the last block, as it is inside the softmax's output.
 
@@ -60,6 +61,9 @@ class FrozenBackbone(nn.Module, abc.ABC):
         Raises:
             CrispError: the model has no CLS token.
         """
+        raise CrispError(
+            "this model has no CLS token, so no attention of it can be shown; take one that has, such as DINO"
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-QUALITY_FILE = "region_quality.json"
+from crisp.runs import QUALITY_FILE
+
 KINDS = {"found": "discovered", "blob": "random blob", "scattered": "random patches"}
 
 

@@ -57,9 +57,6 @@ class ColourBackbone(FrozenBackbone):
         tokens = BlockTokens(cls=self._named(means.mean(1)), patches=self._named(means))
         return [tokens] * last
 
-    def cls_attention(self, images: Tensor) -> Tensor:
-        raise NotImplementedError
-
 
 def colour_model(*, constant: bool = False) -> FrozenModel:
     name = "constant" if constant else "colour"

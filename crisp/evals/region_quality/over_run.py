@@ -27,11 +27,9 @@ from crisp.evals.results import DIGITS, Result, Score, write_whole
 from crisp.evals.running import from_main
 from crisp.models.published import load_frozen
 from crisp.run_state import read_state
-from crisp.runs import CHECKPOINTS, CONFIG_FILE, read_run_config
+from crisp.runs import CHECKPOINTS, CONFIG_FILE, QUALITY_FILE, read_run_config
 
 log = logging.getLogger(__name__)
-
-QUALITY_FILE = "region_quality.json"
 
 
 def score_checkpoints(config: RegionQualityConfig, world: World) -> Path:

@@ -38,8 +38,6 @@ def main(args: Sequence[str]) -> None:
     """Parse, evaluate, print, and write OUT/seg-knn-DATASET.json and .md."""
     config = tyro.cli(SegKnnConfig, args=args, prog="crisp eval seg-knn")
     with evaluation_world(config) as world:
-        if not world.is_main:
-            logging.getLogger("crisp").setLevel(logging.WARNING)
         model = load_frozen(config.weights, device=world.device)
         result = evaluate_knn(config, model, world)
         if world.is_main:

@@ -32,8 +32,6 @@ def main(args: Sequence[str]) -> None:
     """Parse, evaluate, print, and write OUT/seg-linear-DATASET.json and .md."""
     config = tyro.cli(SegLinearConfig, args=args, prog="crisp eval seg-linear")
     with evaluation_world(config) as world:
-        if not world.is_main:
-            logging.getLogger("crisp").setLevel(logging.WARNING)
         model = load_frozen(config.weights, device=world.device)
         result = evaluate_linear(config, model, world)
         if world.is_main:

@@ -31,25 +31,6 @@ MODE_PIXELS = 65_536
 """Pixels voted on at a time: the counts of 30 neighbours then take 2 MB, which a processor's cache holds"""
 
 
-def predict_pixels(
-    queries: Tensor,
-    bank_features: Tensor | NDArray[np.floating],
-    bank_labels: Tensor | NDArray[np.uint8],
-    *,
-    ks: Sequence[int],
-    distance: Distance,
-    key_chunk: int = KEY_CHUNK,
-    query_chunk: int = QUERY_CHUNK,
-    dtype: torch.dtype = torch.float32,
-) -> dict[int, Tensor]:
-    """As `predict_pixels_grid`, for one distance: predictions [M, p²] uint8 by k."""
-    grid = predict_pixels_grid(
-        queries, bank_features, bank_labels,
-        ks=ks, distances=(distance,), key_chunk=key_chunk, query_chunk=query_chunk, dtype=dtype,
-    )  # fmt: skip
-    return {k: grid[k, distance] for k in ks}
-
-
 @torch.no_grad()
 def predict_pixels_grid(
     queries: Tensor,

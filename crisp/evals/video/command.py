@@ -3,16 +3,16 @@
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from crisp.distributed import World, gather_over_ranks
+from crisp.distributed import World
 from crisp.errors import CrispError
 from crisp.evals.bar import bar
 from crisp.evals.results import ModelFacts, Result, Score, print_result, write_result, write_whole
-from crisp.evals.running import autocast, evaluation_world
+from crisp.evals.running import autocast, evaluation_world, together
 from crisp.evals.video import protocol
 from crisp.evals.video.archive import write_archive
 from crisp.evals.video.checks import SequenceFacts, check_data
@@ -40,8 +40,6 @@ def main(args: Sequence[str]) -> None:
     from crisp.models.published import load_frozen
 
     with evaluation_world(config) as world:
-        if not world.is_main:
-            logging.getLogger("crisp").setLevel(logging.WARNING)
         import_cv2()
         data = list_data(config)
         model = load_frozen(config.weights, device=world.device)
@@ -97,7 +95,8 @@ def evaluate_video(config: VideoConfig, model: FrozenModel, world: World, *, dat
         _log_sizes(facts, size, model.backbone.patch_px)
         if world.is_main:
             write_whole(folder / "settings.json", json.dumps(settings, sort_keys=True, indent=2) + "\n")
-        objects = _over_ranks(world, partial(_work, data, facts, extractor, folder, world, config.threads))
+        shares = together(partial(_work, data, facts, extractor, folder, world, config.threads))
+        objects = sorted((s for share in shares for s in share), key=lambda s: (s.sequence, s.object_id))
         sizes[size] = settings
         if objects:
             scores += [
@@ -191,20 +190,6 @@ def _work(
             advance(len(sequence.frames))
     log.info("%s: masks of %d sequences written, of %d there already", folder, len(share) - there, there)
     return scores
-
-
-def _over_ranks(world: World, work: Callable[[], list[ObjectScore]]) -> list[ObjectScore]:
-    """Every rank's scores, by sequence and object; a rank's mistake is raised in all, so that none waits for it."""
-    error, scores = None, []
-    try:
-        scores = work()
-    except CrispError as raised:
-        error = str(raised)
-    gathered = gather_over_ranks((error, scores))
-    for message, _ in gathered:
-        if message is not None:
-            raise CrispError(message)
-    return sorted((s for _, part in gathered for s in part), key=lambda s: (s.sequence, s.object_id))
 
 
 def _log_sizes(facts: Mapping[str, SequenceFacts], size: Size, patch_px: int) -> None:

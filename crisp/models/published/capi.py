@@ -192,16 +192,6 @@ class CapiBackbone(FrozenBackbone):
                 outputs.append(BlockTokens(cls=None, patches=self.norm(x)[:, registers:]))
         return outputs
 
-    def cls_attention(self, images: Tensor) -> Tensor:
-        """CAPI has no CLS token.
-
-        Raises:
-            CrispError: always.
-        """
-        raise CrispError(
-            "CAPI has no CLS token, so there is no attention of it to show; take a model that has one, such as DINO"
-        )
-
 
 class Capi(System):
     """`capi_vitl14_*.pth`: encoder and decoder under `backbone.`, a cluster head under `head.`; or the former alone."""

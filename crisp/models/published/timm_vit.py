@@ -58,7 +58,7 @@ class TimmBackbone(FrozenBackbone):
     def cls_attention(self, images: Tensor) -> Tensor:
         """See FrozenBackbone."""
         if self.vit.cls_token is None:
-            raise CrispError("attention of the CLS token: this model has none; take one that has")
+            return super().cls_attention(images)
         attention = caught_attention(self.vit.blocks[-1].attn, lambda: self(images))
         return attention[:, :, 0, self.vit.num_prefix_tokens :]
 

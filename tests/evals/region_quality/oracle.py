@@ -32,9 +32,6 @@ class OracleBackbone(FrozenBackbone):
             values = torch.zeros_like(values)
         return [BlockTokens(cls=None, patches=torch.nn.functional.one_hot(values, 256).float())] * last
 
-    def cls_attention(self, images: Tensor) -> Tensor:
-        raise NotImplementedError
-
 
 def oracle_model(*, constant: bool = False) -> FrozenModel:
     return FrozenModel(

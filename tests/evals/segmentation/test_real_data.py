@@ -44,9 +44,6 @@ class RandomVit(FrozenBackbone):
         tokens = self.vit.forward_features(images)
         return [BlockTokens(cls=tokens[:, 0], patches=tokens[:, 1:])]
 
-    def cls_attention(self, images: Tensor) -> Tensor:
-        raise NotImplementedError
-
 
 @pytest.fixture(scope="module")
 def model() -> FrozenModel:

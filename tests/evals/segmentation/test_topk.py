@@ -13,7 +13,6 @@ from crisp.evals.segmentation.neighbours import DISTANCES, Distance, nearest
 from crisp.evals.segmentation.topk import (
     MAX_K,
     pixel_modes,
-    predict_pixels,
     predict_pixels_grid,
     predict_pixels_plain,
 )
@@ -74,15 +73,15 @@ def test_neighbours_are_those_of_a_sort(screen: torch.dtype, key_chunk: int) -> 
 @pytest.mark.parametrize("distance", DISTANCES)
 def test_predictions_are_those_of_the_plain_form(distance: Distance) -> None:
     queries, bank, labels = clustered(40, seed=1), clustered(2000), some_labels(2000)
-    fast = predict_pixels(queries, bank, labels, ks=KS, distance=distance, key_chunk=600, query_chunk=32)
+    fast = predict_pixels_grid(queries, bank, labels, ks=KS, distances=[distance], key_chunk=600, query_chunk=32)
     plain = predict_pixels_plain(
         queries, bank, labels, ks=KS, distance=distance, key_chunk=500, query_chunk=32, dtype=torch.float64
     )
     indices = searched(queries, bank, 30, distance)
     for k in KS:
-        assert fast[k].dtype == torch.uint8
-        assert torch.equal(fast[k], plain[k])
-        np.testing.assert_array_equal(fast[k].numpy(), voted(labels.numpy()[indices[:, :k]]))
+        assert fast[k, distance].dtype == torch.uint8
+        assert torch.equal(fast[k, distance], plain[k])
+        np.testing.assert_array_equal(fast[k, distance].numpy(), voted(labels.numpy()[indices[:, :k]]))
 
 
 @pytest.mark.parametrize("screen", SCREENS)
@@ -139,9 +138,9 @@ def test_bfloat16_is_the_exact_search_of_rounded_features() -> None:
     for distance in DISTANCES:
         expected = searched(queries.bfloat16(), bank.bfloat16(), 30, distance)
         np.testing.assert_array_equal(rounded[distance].numpy(), expected)
-        fast = predict_pixels(queries, bank, labels, ks=KS, distance=distance, dtype=torch.bfloat16)
+        fast = predict_pixels_grid(queries, bank, labels, ks=KS, distances=[distance], dtype=torch.bfloat16)
         plain = predict_pixels_plain(queries, bank, labels, ks=KS, distance=distance, dtype=torch.bfloat16)
-        assert all(torch.equal(fast[k], plain[k]) for k in KS)
+        assert all(torch.equal(fast[k, distance], plain[k]) for k in KS)
 
 
 def test_a_lowered_float32_precision_changes_nothing_and_is_put_back() -> None:

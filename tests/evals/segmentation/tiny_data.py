@@ -42,9 +42,6 @@ class GrayBackbone(FrozenBackbone):
             values = torch.full_like(values, 3)
         return [BlockTokens(cls=None, patches=torch.nn.functional.one_hot(values, 256).float())]
 
-    def cls_attention(self, images: Tensor) -> Tensor:
-        raise NotImplementedError
-
 
 def gray_model(*, perfect: bool = True, fails_after: int | None = None) -> FrozenModel:
     return FrozenModel(

@@ -42,9 +42,6 @@ class TimmBackbone(FrozenBackbone):
         )
         return [BlockTokens(cls=None, patches=patches) for patches in blocks]
 
-    def cls_attention(self, images: Tensor) -> Tensor:
-        raise NotImplementedError
-
 
 def random_vit() -> FrozenModel:
     return FrozenModel(backbone=TimmBackbone(), name="random ViT", source="", fingerprint="random", account="")

@@ -215,7 +215,7 @@ def test_backbone_alone_is_read_too(state: dict[str, Tensor]) -> None:
 
 
 def test_no_cls_token_no_attention_of_it(state: dict[str, Tensor]) -> None:
-    with pytest.raises(CrispError, match="CAPI has no CLS token"):
+    with pytest.raises(CrispError, match="this model has no CLS token"):
         build(state).cls_attention(images(28, 28))
 
 

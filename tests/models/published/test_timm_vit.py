@@ -64,7 +64,7 @@ def test_tokens_are_timms(name: str, tmp_path: Path) -> None:
     attn = vit.blocks[-1].attn
     if vit.cls_token is None:
         assert tokens.cls is None
-        with pytest.raises(CrispError, match="this model has none"):
+        with pytest.raises(CrispError, match="this model has no CLS token"):
             backbone.cls_attention(images)
         return
     assert tokens.cls is not None

@@ -44,6 +44,20 @@ class Head(nn.Module):
         return self.last_layer(bottlenecks[:, 0]), self.last_layer(bottlenecks[:, 1:])
 
 
+class Attention(nn.Module):
+    """Self-attention with timm's weights; it is the matrix of scores that is scaled, not the queries."""
+
+    def __init__(self, of: timm.layers.Attention) -> None:
+        super().__init__()
+        self.heads, self.scale, self.qkv, self.proj = of.num_heads, of.scale, of.qkv, of.proj
+
+    def forward(self, x: Tensor, **_: Any) -> Any:
+        """[B, 1+n, D] → [B, 1+n, D]"""
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # [B, h, 1+n, D/h] each
+        weights = ((q @ k.transpose(-2, -1)) * self.scale).softmax(-1)
+        return self.proj((weights @ v).transpose(1, 2).flatten(2))
+
+
 class Network(nn.Module):
     """Backbone and head of the student or the teacher."""
 
@@ -58,7 +72,7 @@ class Network(nn.Module):
             **config.model.arch_args,
         )
         for block in self.vit.blocks:
-            block.attn.fused_attn = False
+            block.attn = Attention(block.attn)
         self.mask_token = nn.Parameter(torch.zeros(1, self.vit.embed_dim))
         self.head = Head(self.vit.embed_dim, config)
 

@@ -35,6 +35,7 @@ from crisp.config import Precision, TrainConfig, to_json
 from crisp.distributed import pick_device
 from crisp.errors import CrispError
 from crisp.pipelines.loader import open_shard_set
+from crisp.process_settings import environment_for_steps, environment_without_settings
 from crisp.recipes import recipe_named
 
 log = logging.getLogger(__name__)
@@ -168,7 +169,10 @@ def bench_step(config: StepBenchConfig) -> Measured:
         )
     with contextlib.ExitStack() as living:
         workers = {
-            name: living.enter_context(StepWorker(name, to_json(run), device=str(device))) for name in config.contenders
+            name: living.enter_context(
+                StepWorker(name, to_json(run), device=str(device), environment=_environment_of(name))
+            )
+            for name in config.contenders
         }
         taken = take_pairs(workers, pairs=config.pairs, warm_up=config.warm_up)
         peaks_gb = {name: worker.peak_gb() for name, worker in workers.items()}
@@ -179,6 +183,11 @@ def bench_step(config: StepBenchConfig) -> Measured:
         ratios=[make_ratio(results[0], other) for other in results[1:]],
         headroom=None if config.shards is None else _measure_headroom(config, run, device, results[0]),
     )
+
+
+def _environment_of(contender: str) -> dict[str, str]:
+    """What its process starts with: our settings are part of our steps, and none of the published one."""
+    return environment_without_settings() if contender == "ibot-published" else environment_for_steps()
 
 
 def has_bf16() -> bool:

@@ -20,6 +20,7 @@ from typing import Any, TextIO
 
 import crisp
 from crisp.errors import CrispError
+from crisp.process_settings import environment_for_steps
 
 log = logging.getLogger(__name__)
 
@@ -43,16 +44,17 @@ class StepWorker:
         name: of `step_contenders.CONTENDERS`.
         config: a `TrainConfig` as JSON types.
         device: torch's name of it.
+        environment: of its process; default: that of `crisp train`.
 
     Raises:
         CrispError: what the contender said, or that its process failed.
     """
 
-    def __init__(self, name: str, config: Mapping[str, Any], *, device: str) -> None:
+    def __init__(
+        self, name: str, config: Mapping[str, Any], *, device: str, environment: Mapping[str, str] | None = None
+    ) -> None:
         self._name = name
-        # As the crisp command does: OpenMP's threads do not spin while they wait, here for the other contender, and
-        # oneDNN keeps little.
-        environment = {"OMP_WAIT_POLICY": "passive", "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "128"} | os.environ
+        environment = dict(environment_for_steps() if environment is None else environment)
         places = [str(Path(crisp.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, places))
         # What it prints beside its answers: a pipe that nobody reads would fill up.

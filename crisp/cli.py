@@ -9,6 +9,7 @@ from pathlib import Path
 
 from crisp import __version__
 from crisp.errors import CrispError
+from crisp.process_settings import SETTINGS, start_again_with_allocator
 
 
 def _shard(args: Sequence[str]) -> None:
@@ -188,12 +189,14 @@ class Command:
 
     help: str
     run: Callable[[Sequence[str]], None]
+    takes_steps: bool = False
+    """It takes training steps in this very process"""
 
 
 COMMANDS = {
     "shard": Command(help="turn images into WebDataset shards with an index; verify and merge them", run=_shard),
     "bench": Command(help="measure the loader and its parts on this machine", run=_bench),
-    "train": Command(help="pre-train a recipe, or resume a run", run=_train),
+    "train": Command(help="pre-train a recipe, or resume a run", run=_train, takes_steps=True),
     "recipes": Command(help="list the recipes of `crisp train`, or tell about some", run=_recipes),
     "runs": Command(help="list the runs of a folder: how far each is, whether it goes on, its last scores", run=_runs),
     "eval": Command(
@@ -203,7 +206,7 @@ COMMANDS = {
     "viz": Command(help="draw samples, regions, features, matches, attention, curves", run=_viz),
     "report": Command(help="write a run, or several side by side, as one HTML page", run=_report),
     "export": Command(help="write a trained backbone for timm, transformers or ONNX", run=_export),
-    "demo": Command(help="the whole chain on a few hundred small photographs, in minutes", run=_demo),
+    "demo": Command(help="the whole chain on a few hundred small photographs, in minutes", run=_demo, takes_steps=True),
     "doctor": Command(help="what this machine has, and whether every fast path is right on it; a report", run=_doctor),
 }
 
@@ -295,13 +298,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args[0] not in COMMANDS:
         print(f"crisp: {args[0]!r} is not a command; choose one of {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
-    # Renderer threads and torch's share the cores: torch's must not spin while they wait for each other. Where the
-    # cores are busy a step on the CPU is several times as fast for it (benchmarks/results/threads.md). OpenMP reads it
-    # when torch is imported.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    # Stochastic depth makes matrices of many sizes, and oneDNN keeps compiled code for 1024 of them: .2 GB of a CPU run
-    # (benchmarks/results/step.md).
-    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")
+    # Before torch is imported: that is when they are read.
+    if argv is None and COMMANDS[args[0]].takes_steps:
+        start_again_with_allocator()
+    for name, value in SETTINGS.items():
+        os.environ.setdefault(name, value)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
         COMMANDS[args[0]].run(args[1:])

@@ -16,6 +16,7 @@ from crisp.machine import note_start
 from crisp.metrics import MetricsWriter
 from crisp.ops.regions import resolve_implementation
 from crisp.pipelines.loader import TrainLoader, build_train_loader
+from crisp.process_settings import log_allocator
 from crisp.progress import TrainProgress
 from crisp.run_state import RecordedRun
 from crisp.runs import CHECKPOINTS, FAULTS, check_free, create_run
@@ -180,3 +181,5 @@ def _log_choices(config: TrainConfig, world: World) -> None:
             "%d rank(s) on %s, %s, precision %s, region ops %s",
             world.size, world.device, parallel, config.precision, ops,
         )  # fmt: skip
+        if world.device.type == "cpu":
+            log_allocator()

@@ -34,7 +34,7 @@ from crisp.regions import visible_in_both
 from crisp.schedules import StepSchedule
 from crisp.training.state import TrainState
 
-CPU_ACTIVATIONS_MB = 320
+CPU_ACTIVATIONS_MB = 640
 """What global views may keep for their backward pass on a CPU before a batch is taken in parts"""
 KEPT_BYTES = 44
 """Per token, channel and block in bfloat16: residual stream 8, norms 4, q, k and v 8, attention 8, MLP 16"""
@@ -159,8 +159,8 @@ def micro_batches(state: TrainState, batch: Batch, step: int) -> list[tuple[Batc
 def default_micro_batch(config: TrainConfig, backbone: VisionTransformer, device: torch.device, share: int) -> int:
     """Images that a rank of `share` images takes at once: all on a GPU, on a CPU what `CPU_ACTIVATIONS_MB` allows.
 
-    A CPU is as busy with few images of a ViT-S as with many, and its memory is less by a quarter
-    (benchmarks/results/step.md); a tiny model on tiny images would lose time.
+    A CPU is nearly as busy with a few images of a large model as with many (benchmarks/results/step.md); a tiny model
+    on tiny images would lose time.
     """
     if device.type == "cuda":
         return share

@@ -19,6 +19,7 @@ from crisp.benchmarks.loader_backends import BACKENDS, PEERS, prepare
 from crisp.benchmarks.loader_ceiling import Part
 from crisp.benchmarks.peers.clock import Spec, time_batches
 from crisp.errors import CrispError
+from crisp.process_settings import SETTINGS
 
 PARTS = "parts"
 """Instead of a backend: the parts of the CPU renderer, each alone"""
@@ -70,8 +71,8 @@ def take_parts_turn(spec: Spec) -> dict[str, Part]:
 def _in_fresh_process(spec: Spec, peers_python: Path | None) -> dict[str, Any]:
     name = spec["backend"]
     script = BACKENDS[name].script if name in BACKENDS else ""
-    # As the crisp command does, for everybody: OpenMP's threads do not spin while they wait.
-    environment = {"OMP_WAIT_POLICY": "passive", "PYTHONWARNINGS": "ignore"} | os.environ
+    # The crisp command's settings of threads, for everybody.
+    environment = {**SETTINGS, "PYTHONWARNINGS": "ignore", **os.environ}
     if script:
         command = [str(peers_python or sys.executable), str(PEERS / script)]
     else:

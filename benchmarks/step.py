@@ -35,7 +35,7 @@ from crisp.config import Precision, TrainConfig, to_json
 from crisp.distributed import pick_device
 from crisp.errors import CrispError
 from crisp.pipelines.loader import open_shard_set
-from crisp.process_settings import environment_for_steps, environment_without_settings
+from crisp.process_settings import PRELOAD, environment_for_steps, environment_without_settings
 from crisp.recipes import recipe_named
 
 log = logging.getLogger(__name__)
@@ -167,6 +167,8 @@ def bench_step(config: StepBenchConfig) -> Measured:
             "precision=bf16: this processor has no instructions for it, so a step takes many times as long as "
             "with --precision fp32"
         )
+    if device.type == "cpu":
+        log.info("our contenders take memory from %s", environment_for_steps().get(PRELOAD) or "the C library")
     with contextlib.ExitStack() as living:
         workers = {
             name: living.enter_context(

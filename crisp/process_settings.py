@@ -22,7 +22,7 @@ SETTINGS: Mapping[str, str] = {
     "OMP_WAIT_POLICY": "passive",
     "GOMP_SPINCOUNT": "1000",
     # Stochastic depth makes matrices of many sizes; oneDNN would keep compiled code for 1024 of them.
-    "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "256",
+    "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "128",
 }
 
 ALLOCATORS = ("libtcmalloc_minimal.so.4", "libtcmalloc.so.4")

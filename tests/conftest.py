@@ -5,12 +5,15 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 
+from crisp.process_settings import SETTINGS
+
 # Before torch, NumPy or OpenCV are imported, here and in what tests start: the test processes share the cores.
 _WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
 _THREADS = str(max(1, len(os.sched_getaffinity(0)) // _WORKERS))
 for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"):
     os.environ.setdefault(_name, _THREADS)
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as the crisp command does
+for _name, _value in SETTINGS.items():  # as the crisp command does
+    os.environ.setdefault(_name, _value)
 # A shell that runs this in the background has it ignore Ctrl-C, and so would what tests start and interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -29,6 +29,7 @@ from crisp.benchmarks.step_contenders import CONTENDERS, make_batch, synthetic_b
 from crisp.benchmarks.step_worker import StepTime, StepWorker
 from crisp.config import OptimConfig, TrainConfig, to_json
 from crisp.errors import CrispError
+from crisp.process_settings import SETTINGS
 from crisp.recipes import demo
 from crisp.shard_imagenet import ShardConfig, shard_imagenet
 
@@ -248,8 +249,9 @@ def test_end_to_end(
 class _Fake:
     """A worker without a process."""
 
-    def __init__(self, name: str, config: Any, *, device: str) -> None:
+    def __init__(self, name: str, config: Any, *, device: str, environment: dict[str, str]) -> None:
         assert config["optim"]["global_batch"] == 4
+        assert ("GOMP_SPINCOUNT" in environment) == (name != "ibot-published"), "published: without our settings"
         self._step_s = {"crisp": 2.0, "ibot": 1.0, "ibot-published": 4.0}[name]
 
     def step(self) -> StepTime:
@@ -267,6 +269,7 @@ class _Fake:
 def test_ratios_and_headroom_are_of_the_first_contender(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench, "StepWorker", _Fake)
     monkeypatch.setattr(bench, "recipe_named", lambda name: tiny())
+    monkeypatch.setenv("GOMP_SPINCOUNT", SETTINGS["GOMP_SPINCOUNT"])
     config = StepBenchConfig(batch=4, device="cpu", pairs=3, shards=str(shards), seconds=0.01)
     measured = bench.bench_step(config)
     assert [(r.name, r.step_s.median, r.images_per_s, r.peak_gb) for r in measured.results] == [

@@ -24,7 +24,7 @@ LAYERS = (
     {"ops", "distributed"},
     {"batch", "geometry", "masking", "shard_format", "schedules", "recipes", "ablations", "storage", "run_state"},
     {"config", "philox", "machine"},
-    {"errors", "jit", "__init__"},
+    {"errors", "jit", "process_settings", "__init__"},
 )
 
 # What may look sideways in its own layer, and why.
@@ -40,6 +40,7 @@ PEERS = {
 # Rooms that never reach torch, whatever they import: the command line and its errors come fast, sharding stays light.
 TORCH_FREE = {
     "cli",
+    "process_settings",
     "config",
     "recipes",
     "geometry",

@@ -20,7 +20,6 @@ from typing import Any, TextIO
 
 import crisp
 from crisp.errors import CrispError
-from crisp.process_settings import environment_for_steps
 
 log = logging.getLogger(__name__)
 
@@ -44,19 +43,15 @@ class StepWorker:
         name: of `step_contenders.CONTENDERS`.
         config: a `TrainConfig` as JSON types.
         device: torch's name of it.
-        environment: of its process; default: that of `crisp train`.
+        environment: of its process.
 
     Raises:
         CrispError: what the contender said, or that its process failed.
     """
 
-    def __init__(
-        self, name: str, config: Mapping[str, Any], *, device: str, environment: Mapping[str, str] | None = None
-    ) -> None:
+    def __init__(self, name: str, config: Mapping[str, Any], *, device: str, environment: Mapping[str, str]) -> None:
         self._name = name
-        environment = dict(environment_for_steps() if environment is None else environment)
         places = [str(Path(crisp.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
-        environment["PYTHONPATH"] = os.pathsep.join(filter(None, places))
         # What it prints beside its answers: a pipe that nobody reads would fill up.
         self._said = tempfile.TemporaryFile("w+")  # noqa: SIM115 (closed with the process)
         self._process = subprocess.Popen(
@@ -65,7 +60,7 @@ class StepWorker:
             stdout=subprocess.PIPE,
             stderr=self._said,
             text=True,
-            env=environment,
+            env={**environment, "PYTHONPATH": os.pathsep.join(filter(None, places))},
         )
         try:
             self._ask(json.dumps({"contender": name, "config": config, "device": device}))

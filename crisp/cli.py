@@ -190,7 +190,7 @@ class Command:
     help: str
     run: Callable[[Sequence[str]], None]
     takes_steps: bool = False
-    """It takes training steps in this very process"""
+    """It takes training steps, in this process or in those that it starts as they are"""
 
 
 COMMANDS = {
@@ -207,7 +207,11 @@ COMMANDS = {
     "report": Command(help="write a run, or several side by side, as one HTML page", run=_report),
     "export": Command(help="write a trained backbone for timm, transformers or ONNX", run=_export),
     "demo": Command(help="the whole chain on a few hundred small photographs, in minutes", run=_demo, takes_steps=True),
-    "doctor": Command(help="what this machine has, and whether every fast path is right on it; a report", run=_doctor),
+    "doctor": Command(
+        help="what this machine has, and whether every fast path is right on it; a report",
+        run=_doctor,
+        takes_steps=True,
+    ),
 }
 
 

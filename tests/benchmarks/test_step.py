@@ -29,7 +29,7 @@ from crisp.benchmarks.step_contenders import CONTENDERS, make_batch, synthetic_b
 from crisp.benchmarks.step_worker import StepTime, StepWorker
 from crisp.config import OptimConfig, TrainConfig, to_json
 from crisp.errors import CrispError
-from crisp.process_settings import SETTINGS
+from crisp.process_settings import SETTINGS, environment_for_steps
 from crisp.recipes import demo
 from crisp.shard_imagenet import ShardConfig, shard_imagenet
 
@@ -117,7 +117,7 @@ def test_loader_rate(shards: Path) -> None:
 
 
 def test_a_worker_answers_with_seconds_and_memory() -> None:
-    with StepWorker("crisp", to_json(tiny()), device="cpu") as worker:
+    with StepWorker("crisp", to_json(tiny()), device="cpu", environment=environment_for_steps()) as worker:
         assert worker.step().step_s > 0
         assert worker.step().cpu_s > 0
         assert worker.peak_gb() > 0
@@ -129,11 +129,13 @@ def test_a_worker_answers_with_seconds_and_memory() -> None:
 @pytest.mark.slow
 def test_a_worker_tells_what_is_wrong(tmp_path: Path) -> None:
     with pytest.raises(CrispError, match=r"nowhere: no such folder"):
-        StepWorker("crisp", to_json(tiny(shards=str(tmp_path / "nowhere"))), device="cpu")
+        StepWorker(
+            "crisp", to_json(tiny(shards=str(tmp_path / "nowhere"))), device="cpu", environment=environment_for_steps()
+        )
     with pytest.raises(
         CrispError, match=r"contender nobody: its process failed \(KeyError: 'nobody'\); take a smaller"
     ):
-        StepWorker("nobody", to_json(tiny()), device="cpu")
+        StepWorker("nobody", to_json(tiny()), device="cpu", environment=environment_for_steps())
 
 
 def test_memory_sees_what_is_taken_and_given_back() -> None:

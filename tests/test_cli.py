@@ -34,6 +34,12 @@ def test_commands_without_a_name_list_what_there_is(capsys: pytest.CaptureFixtur
     assert "vits16" in run(capsys, "train")[1]
 
 
+@pytest.fixture(autouse=True)
+def own_folder(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs go into ./runs, where an earlier `crisp demo` may have left one."""
+    monkeypatch.chdir(tmp_path_factory.mktemp("here"))
+
+
 @pytest.fixture
 def shards(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Path:
     """Shards of twelve small noise images in two classes."""
